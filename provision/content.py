@@ -1,0 +1,21 @@
+"""Where the playbooks, roles and example inventories lie: in the checkout, or inside the installed wheel."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+
+def content_root() -> Path:
+    """The directory that holds `playbooks/`, `roles/` and `inventory/`."""
+    packaged = Path(str(files("provision"))) / "content"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent
+
+
+def hardware_profiles() -> dict[str, dict[str, object]]:
+    """Every hardware profile by name, as the preflight role and the lab use it."""
+    text = (content_root() / "roles/preflight/vars/main.yml").read_text(encoding="utf-8")
+    profiles: dict[str, dict[str, object]] = yaml.safe_load(text)["preflight_profiles"]
+    return profiles
