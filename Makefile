@@ -1,0 +1,39 @@
+# Each target does all of its own set-up. Run as root on Debian 12 or later: the simulated fleet boots real systemd hosts.
+.PHONY: help setup demo test lint types unit unit-newest fleet clean bench-first-light picture
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+help: ## what there is to run
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 22
+
+setup: ## everything that the project needs on this machine, and the command at .venv/bin/provision
+	@scripts/setup.sh
+
+demo: setup ## two bare simulated hosts to a model that answers
+	@scripts/demo.sh
+
+test: lint types unit unit-newest fleet ## all that CI runs
+
+lint: setup ## ruff, ansible-lint (production), yamllint, shellcheck, role interfaces
+	@scripts/lint.sh
+
+types: setup ## mypy --strict
+	$(BIN)/mypy
+
+unit: setup ## unit tests: seconds, no root
+	$(BIN)/pytest -q tests/unit
+
+unit-newest: setup ## unit tests on the newest Python found, with the newest ansible-core
+	@scripts/unit-newest.sh
+
+fleet: setup ## the whole chain on the simulated fleet, from the built wheel
+	$(BIN)/pytest -v -p no:cacheprovider tests/fleet
+
+bench-first-light: setup ## fresh clone to first answer, second run; the last line is JSON
+	$(BIN)/python benchmarks/first_light.py
+
+picture: setup ## draw the README's picture of a run again
+	$(BIN)/python scripts/picture.py
+
+clean: ## remove what setup made (caches stay)
+	rm -rf .venv .venv-newest build dist

@@ -1,0 +1,54 @@
+"""Each role states its interface: the keys of `defaults/main.yml` are those of `meta/argument_specs.yml`, both documented."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+ROLES = Path(__file__).resolve().parent.parent / "roles"
+SHARED = {"hardware_profile", "stack", "lab"}  # declared by preflight, used by several roles
+
+
+def undocumented(defaults: Path) -> list[str]:
+    """Top-level keys of a defaults file that no comment stands above."""
+    lines = defaults.read_text(encoding="utf-8").splitlines()
+    return [
+        line.partition(":")[0]
+        for above, line in zip(["", *lines], lines, strict=False)
+        if line[:1].isalpha() and not above.startswith("#")
+    ]
+
+
+def problems_of(role: Path) -> list[str]:
+    """What is wrong with the stated interface of one role, as sentences."""
+    specs_file, defaults_file = role / "meta/argument_specs.yml", role / "defaults/main.yml"
+    missing = [str(f.relative_to(ROLES)) for f in (specs_file, defaults_file, role / "README.md") if not f.is_file()]
+    if missing:
+        return [f"{role.name}: has no {name}" for name in missing]
+    options = yaml.safe_load(specs_file.read_text(encoding="utf-8"))["argument_specs"]["main"].get("options", {})
+    defaults = yaml.safe_load(defaults_file.read_text(encoding="utf-8")) or {}
+    optional = {name for name, spec in options.items() if not spec.get("required")}
+    found = [f"{role.name}: {name} has a default but no argument spec" for name in defaults.keys() - options.keys()]
+    found += [f"{role.name}: {name} is specified but has no default" for name in optional - defaults.keys()]
+    found += [f"{role.name}: {name} has no description" for name, spec in options.items() if not spec.get("description")]
+    found += [f"{role.name}: no comment stands above the default of {name}" for name in undocumented(defaults_file)]
+    found += [
+        f"{role.name}: {name} does not carry the role's name as prefix"
+        for name in options.keys() - SHARED
+        if not name.startswith(f"{role.name}_")
+    ]
+    return found
+
+
+def main() -> int:
+    """Print what is wrong in any role; 1 if anything is."""
+    roles = sorted(path for path in ROLES.iterdir() if path.is_dir())
+    problems = [problem for role in roles for problem in problems_of(role)]
+    print("\n".join(problems) or f"{len(roles)} roles state their interfaces")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
