@@ -1,4 +1,4 @@
-"""Each role states its interface: the keys of `defaults/main.yml` are those of `meta/argument_specs.yml`, both documented."""
+"""Each role states its interface: `defaults/main.yml` and `meta/argument_specs.yml` agree, and both are documented."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problems_of(role: Path) -> list[str]:
     optional = {name for name, spec in options.items() if not spec.get("required")}
     found = [f"{role.name}: {name} has a default but no argument spec" for name in defaults.keys() - options.keys()]
     found += [f"{role.name}: {name} is specified but has no default" for name in optional - defaults.keys()]
-    found += [f"{role.name}: {name} has no description" for name, spec in options.items() if not spec.get("description")]
+    found += [f"{role.name}: {name} has no description" for name in options if not options[name].get("description")]
     found += [f"{role.name}: no comment stands above the default of {name}" for name in undocumented(defaults_file)]
     found += [
         f"{role.name}: {name} does not carry the role's name as prefix"

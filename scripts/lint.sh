@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every static check, each run whatever the others say; fails if any failed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_HOME="$PWD/.cache/ansible"
 failed=0
 check() { echo "· $1"; shift; "$@" || failed=1; }
