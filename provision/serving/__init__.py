@@ -1,0 +1,1 @@
+"""What a deployment is doing: status of its hosts, its endpoint, questions to the model."""
