@@ -15,10 +15,19 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-GPU_FIELDS = (
-    "index,name,memory.total,memory.used,utilization.gpu,temperature.gpu,"
-    "clocks.current.sm,power.draw,persistence_mode,ecc.errors.uncorrected.volatile.total,fabric.state"
-).split(",")
+GPU_FIELDS = [
+    "index",
+    "name",
+    "memory.total",
+    "memory.used",
+    "utilization.gpu",
+    "temperature.gpu",
+    "clocks.current.sm",
+    "power.draw",
+    "persistence_mode",
+    "ecc.errors.uncorrected.volatile.total",
+    "fabric.state",
+]
 UNIT_FIELDS = "Id,LoadState,ActiveState,SubState,NRestarts,ActiveEnterTimestampMonotonic"
 TIMEOUT_S = 20
 
