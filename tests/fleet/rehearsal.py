@@ -1,0 +1,105 @@
+"""One simulated site for a test: an inventory of its own, a fleet of its own, and the installed command, used as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Run:
+    """One call of the command."""
+
+    argv: list[str]
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"$ {' '.join(self.argv)}\nexit {self.code} after {self.seconds:.1f} s\n{self.out[-6000:]}\n{self.err[-6000:]}"
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def changes(self) -> dict[str, list[str]]:
+        """What changed (or would), by host: "stage: sentence"; only tasks that report a change count."""
+        found: dict[str, list[str]] = {}
+        for event in self.events:
+            if event["type"] == "task_finished" and event["status"] == "changed":
+                sentences = event.get("actions") or [event["task"]]
+                found.setdefault(event["host"], []).extend(f"{event['stage']}: {sentence}" for sentence in sentences)
+        return found
+
+
+@dataclass
+class Site:
+    """An inventory in a directory of its own, and the fleet that stands for it."""
+
+    command: Path
+    directory: Path
+    state: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *argv: str | Path, code: int | None = 0, timeout: float = 1500) -> Run:
+        """Call `provision` with the arguments; `code` is the exit code that it must end with (None: any)."""
+        words = [str(self.command), *map(str, argv)]
+        env = os.environ | {"XDG_STATE_HOME": str(self.state), "NO_COLOR": "1"} | self.environment
+        start = time.monotonic()
+        done = subprocess.run(
+            words, capture_output=True, text=True, env=env, cwd=self.directory.parent, timeout=timeout, check=False
+        )
+        run = Run(words, done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+        assert code is None or run.code == code, str(run)
+        assert "Traceback (most recent call last)" not in run.text, str(run)
+        return run
+
+    def bootstrap(self, *options: str, code: int | None = 0) -> Run:
+        return self.run("bootstrap", self.directory, "--json", *options, code=code)
+
+    def up(self) -> Run:
+        return self.run("lab", "up", self.directory)
+
+    def down(self) -> Run:
+        return self.run("lab", "down", self.directory)
+
+    def sh(self, host: str, script: str, check: bool = True) -> str:
+        """Run a shell script on a host as root, through a login with verified host key; its standard output."""
+        run = self.run("lab", "ssh", self.directory, host, "--", "sudo", "bash", "-c", _quoted(script), code=None)
+        assert not check or run.code == 0, str(run)
+        return run.out
+
+    def variables(self, file: str, text: str) -> None:
+        """Add a file to the inventory, or replace one."""
+        path = self.directory / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def break_(self, host: str, fault: str) -> Run:
+        return self.run("lab", "break", self.directory, host, fault)
+
+    def mend(self, host: str, fault: str) -> Run:
+        return self.run("lab", "mend", self.directory, host, fault)
+
+
+def _quoted(script: str) -> str:
+    """One word for the shell at the other end of ssh."""
+    return "'" + script.replace("'", "'\"'\"'") + "'"
+
+
+def wait_until(what: str, true: Any, seconds: float = 120) -> None:
+    """Poll until `true()` is, or fail saying what did not come about."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(1)
