@@ -67,3 +67,11 @@ def first(bare: Site, predicted: Run) -> Run:
 def served(bare: Site, first: Run) -> Site:
     """The two hosts, serving."""
     return bare
+
+
+@pytest.fixture(scope="session")
+def spare(make_site: Callable[[str], Site]) -> Site:
+    """Two more bare hosts, to be hurt."""
+    site = make_site("spare")
+    site.up()
+    return site

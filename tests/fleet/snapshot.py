@@ -90,9 +90,10 @@ print(json.dumps({
 """
 
 
-def snapshot(site: Site, host: str) -> dict[str, Any]:
-    """The state of one host."""
-    state: dict[str, Any] = json.loads(site.sh(host, f"python3 - <<'END'\n{READ}\nEND"))
+def snapshot(site: Site, host: str, inside: bool = False) -> dict[str, Any]:
+    """The state of one host, read through a login, or past it."""
+    read = site.inside if inside else site.sh
+    state: dict[str, Any] = json.loads(read(host, f"python3 - <<'END'\n{READ}\nEND"))
     return state
 
 
