@@ -1,0 +1,134 @@
+"""What must hold between the hosts of a replica, beyond each variable by itself."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from provision.content import hardware_profiles
+from provision.errors import Problem
+from provision.inventory.ansible_api import RawInventory
+from provision.inventory.lines import LineIndex, Place
+from provision.inventory.model import Fleet, Host, Replica
+from provision.inventory.schema import nearest
+from provision.stack import vllm_arguments
+
+TENSOR, PIPELINE = "vllm_tensor_parallel_size", "vllm_pipeline_parallel_size"
+TIMES = "\N{MULTIPLICATION SIGN}"
+DEFAULTS_ASKED = (TENSOR, PIPELINE, "ray_num_gpus", "serving_env_build")
+
+
+def check_replicas(fleet: Fleet, raw: RawInventory, index: LineIndex) -> list[Problem]:
+    """Every contradiction between the hosts, sizes and arguments of the replicas."""
+    return list(_Checks(fleet, raw, index).problems())
+
+
+class _Checks:
+    def __init__(self, fleet: Fleet, raw: RawInventory, index: LineIndex) -> None:
+        self.fleet, self.raw, self.index = fleet, raw, index
+        self.profiles: dict[str, Any] = dict(hardware_profiles())
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self.membership()
+        for replica in self.fleet.replicas:
+            yield from self.mixed(replica)
+            yield from self.sizes(replica)
+            yield from self.addresses(replica)
+        for host in self.fleet.serving:
+            yield from self.arguments(host)
+
+    def membership(self) -> Iterator[Problem]:
+        for name in self.raw.groups.get("serving", ()):
+            replicas = [replica.name for replica in self.fleet.replicas if name in [h.name for h in replica.hosts]]
+            if not replicas:
+                yield self.at_group(
+                    "serving",
+                    f"{name} stands directly under serving; each child group of serving is one replica.",
+                    f"Put it into a child group:  serving: {{children: {{a: {{hosts: {{{name}: }}}}}}}}",
+                )
+            elif len(replicas) > 1:
+                message = f"{name} is in the replicas {' and '.join(replicas)}; a host serves in one."
+                yield self.at_group(replicas[-1], message)
+
+    def mixed(self, replica: Replica) -> Iterator[Problem]:
+        profiles = {host.name: str(host.variables.get("hardware_profile")) for host in replica.hosts}
+        if len(set(profiles.values())) > 1:
+            said = ", ".join(f"{host} {profile}" for host, profile in profiles.items())
+            odd = next(host for host in replica.hosts if profiles[host.name] != profiles[replica.head.name])
+            message = f"{replica.name}: the hosts of a replica must be of one hardware_profile, but they are {said}."
+            yield self.at(odd, "hardware_profile", message)
+
+    def sizes(self, replica: Replica) -> Iterator[Problem]:
+        head = replica.head
+        factors = {name: self.number(head, name) for name in (TENSOR, PIPELINE)}
+        arguments = head.variables.get("vllm_args")
+        if isinstance(arguments, dict) and str(arguments.get("data-parallel-size", "")).isdigit():
+            factors["vllm_args.data-parallel-size"] = int(arguments["data-parallel-size"])
+        gpus = [self.gpus(host) for host in replica.hosts]
+        asked = [size for size in factors.values() if size is not None]
+        if None in gpus or factors[TENSOR] is None or prod(asked) == sum(count for count in gpus if count):
+            return
+        product = f" {TIMES} ".join(f"{name} {size}" for name, size in factors.items() if size is not None)
+        have = f"{len(gpus)} {TIMES} {gpus[0]}" if len(set(gpus)) == 1 else " + ".join(map(str, gpus))
+        yield self.at(
+            head,
+            TENSOR if TENSOR in head.variables else PIPELINE,
+            f"{replica.name}: {product} = {prod(asked)} GPUs, but its hosts have {have} = {sum(g or 0 for g in gpus)}.",
+            "The product must equal the GPUs of the replica: set the sizes, or move hosts between the replicas.",
+        )
+
+    def addresses(self, replica: Replica) -> Iterator[Problem]:
+        for host in replica.hosts if len(replica.hosts) > 1 else ():
+            if self.fleet.lab and "ansible_host" not in host.variables:
+                continue  # a simulated host gets its address when the lab is up
+            try:
+                ipaddress.ip_address(host.ray_address)
+            except ValueError:
+                name = "ray_address" if "ray_address" in host.variables else "ansible_host"
+                message = (
+                    f"{host.name}: ray_address is {host.ray_address}; the hosts of {replica.name} find each other"
+                    " by IP address, since Ray and NCCL bind to it."
+                )
+                yield self.at(host, name, message, f"Set ray_address in host_vars/{host.name}.yml, e.g. 10.1.4.72")
+
+    def arguments(self, host: Host) -> Iterator[Problem]:
+        given, version = host.variables.get("vllm_args"), self.fleet.stack.vllm
+        known = vllm_arguments(version)
+        place = self.index.of_host("vllm_args", host.name, host.groups)
+        path = place.path if place else self.fleet.path
+        for key in map(str, given) if isinstance(given, dict) else ():
+            line = place.key(key).line if place else None
+            if known is not None and key.split(".")[0] not in known:
+                near = nearest(key.replace("_", "-"), known)
+                hint = f"Did you mean {near}?" if near else f"What it takes: vllm serve --help=all, of vLLM {version}."
+                yield Problem(f"vllm_args: vLLM {version} has no argument {key}.", path, line, hint)
+
+    def gpus(self, host: Host) -> int | None:
+        """The ranks that a host holds: as declared to Ray, one where GPUs do not compute, or its profile's GPUs."""
+        declared = self.number(host, "ray_num_gpus")
+        if declared is not None:
+            return declared
+        if self.value(host, "serving_env_build") == "cpu":
+            return 1
+        profile = self.profiles.get(str(host.variables.get("hardware_profile")))
+        return int(profile["gpus"]["count"]) if profile else None
+
+    def value(self, host: Host, name: str) -> object:
+        return host.variables.get(name, self.raw.hosts[host.name].defaults.get(name))
+
+    def number(self, host: Host, name: str) -> int | None:
+        text = str(self.value(host, name))
+        return int(text) if text.isdigit() else None
+
+    def at(self, host: Host, variable: str, message: str, hint: str | None = None) -> Problem:
+        return _problem(self.index.of_host(variable, host.name, host.groups), self.fleet.path, message, hint)
+
+    def at_group(self, group: str, message: str, hint: str | None = None) -> Problem:
+        return _problem(self.index.of_group(group), self.fleet.path, message, hint)
+
+
+def _problem(place: Place | None, inventory: Path, message: str, hint: str | None) -> Problem:
+    return Problem(message, place.path if place else inventory, place.line if place else None, hint)

@@ -1,0 +1,68 @@
+"""What an inventory says, typed. Nothing here knows of Ansible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from provision.stack import Stack
+
+
+@dataclass(frozen=True)
+class Host:
+    """One server: how to reach it, and every variable that the inventory gives it (resolved, without role defaults)."""
+
+    name: str
+    address: str
+    user: str | None
+    port: int | None
+    key_file: Path | None
+    ssh_args: tuple[str, ...]
+    variables: Mapping[str, object] = field(repr=False)
+    groups: tuple[str, ...]
+
+    @property
+    def ray_address(self) -> str:
+        """The address at which the other hosts of its replica find it."""
+        return str(self.variables.get("ray_address") or self.address)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Hosts that serve one copy of the model together; the first in the order of the inventory is the head."""
+
+    name: str
+    hosts: tuple[Host, ...]
+
+    @property
+    def head(self) -> Host:
+        """The host on which vLLM's API runs."""
+        return self.hosts[0]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A whole inventory, valid.
+
+    `sources` are the absolute paths that Ansible is given, in that order: the user's inventory, then overlays.
+    """
+
+    path: Path
+    sources: tuple[Path, ...]
+    hosts: Mapping[str, Host]
+    groups: Mapping[str, tuple[str, ...]]
+    replicas: tuple[Replica, ...]
+    stack: Stack
+    lab: bool
+
+    @property
+    def serving(self) -> tuple[Host, ...]:
+        """The hosts of every replica, in the order of the inventory."""
+        return tuple(host for replica in self.replicas for host in replica.hosts)
+
+    def replica_of(self, host: str) -> Replica | None:
+        """The replica that a host belongs to, if it serves."""
+        return next(
+            (replica for replica in self.replicas if any(member.name == host for member in replica.hosts)), None
+        )
