@@ -1,0 +1,5 @@
+"""Reaching hosts before Ansible does: verified host keys, login, sudo, Python, and a plain word for what is wrong."""
+
+from provision.ssh.reach import Reach, reach
+
+__all__ = ["Reach", "reach"]

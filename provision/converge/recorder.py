@@ -1,0 +1,117 @@
+"""Turns what ansible-runner reports into the events of a run, and gathers them into its Result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from provision.converge import translate
+from provision.converge.journal import Event, now
+from provision.converge.result import Change, Failure, HostResult
+
+OUTCOMES = {
+    "runner_on_ok": "ok",
+    "runner_on_failed": "failed",
+    "runner_on_skipped": "skipped",
+    "runner_on_unreachable": "unreachable",
+}
+
+
+class Recorder:
+    """Follows one run. `emit` gets each event; `hosts` and `error` hold what they came to."""
+
+    def __init__(self, hosts: Iterable[str], stages: Iterable[str], run: str, emit: Callable[[Event], None]) -> None:
+        self.hosts = {name: HostResult(name) for name in hosts}
+        self.stages = tuple(stages)
+        self.error: str | None = None
+        self.running: dict[str, tuple[str, str]] = {}
+        self._run, self._emit = run, emit
+        self._stage: str | None = None
+        self._stage_start = 0.0
+        self._complaint = ""
+
+    def send(self, kind: str, **fields: object) -> None:
+        """Emit one event."""
+        self._emit({"type": kind, "time": now(), "run": self._run, **fields})
+
+    def refuse(self, host: str, failure: Failure) -> None:
+        """A host that is left out from the start."""
+        self.hosts[host].failure = failure
+        self.send(
+            "host_refused", host=host, unreachable=failure.unreachable, message=failure.message, hint=failure.hint
+        )
+
+    def runner_event(self, event: Mapping[str, Any]) -> None:
+        """Take one event of ansible-runner."""
+        kind, data = str(event.get("event")), event.get("event_data") or {}
+        if kind == "playbook_on_play_start":
+            self._play(str(data.get("name") or data.get("play")))
+        elif kind == "runner_on_start" and self._known(data):
+            self.running[data["host"]] = (self._stage or "", str(data["task"]))
+            self.send("task_started", host=data["host"], stage=self._stage, task=str(data["task"]))
+        elif kind in OUTCOMES and self._known(data):
+            self._task(OUTCOMES[kind], data, str(event.get("stdout") or ""))
+        elif kind == "playbook_on_stats":
+            self._stats(data)
+        elif kind == "error" or "[ERROR]" in str(event.get("stdout") or ""):
+            self._complaint += str(event.get("stdout") or "") + "\n"
+
+    def end(self, code: int) -> None:
+        """Ansible ended, with its own exit code; one that no host accounts for is an error of the run."""
+        self._end_stage()
+        if code and not any(host.failure for host in self.hosts.values()):
+            reason = self._complaint.strip().replace("[ERROR]: ", "")
+            self.error = reason or f"Ansible ended with code {code} and gave no reason."
+
+    def _known(self, data: Mapping[str, Any]) -> bool:
+        return self._stage is not None and data.get("host") in self.hosts
+
+    def _play(self, name: str) -> None:
+        self._end_stage()
+        if name in self.stages:
+            self._stage, self._stage_start = name, time.monotonic()
+            self.send("stage_started", stage=name)
+
+    def _end_stage(self) -> None:
+        if self._stage:
+            self.send("stage_finished", stage=self._stage, seconds=round(time.monotonic() - self._stage_start, 2))
+        self._stage = None
+
+    def _task(self, outcome: str, data: Mapping[str, Any], text: str) -> None:
+        host, task, result = self.hosts[data["host"]], str(data["task"]), data.get("res") or {}
+        stage = self._stage or ""
+        self.running.pop(host.name, None)
+        if outcome == "failed" and data.get("ignore_errors"):
+            outcome = "ok"
+        # What is secret comes without its result; the first word of Ansible's text still tells whether it changed.
+        if outcome == "ok" and result.get("changed", text.lstrip().startswith("changed:")):
+            outcome = "changed"
+        change = Change(stage, task, translate.actions(result), translate.differences(result))
+        message = translate.message(result) if outcome in ("failed", "unreachable") else None
+        if outcome == "changed":
+            host.changes.append(change)
+        if message is not None:
+            host.failure = Failure(stage, task, message, unreachable=outcome == "unreachable")
+        self.send(
+            "task_finished",
+            host=host.name,
+            stage=stage,
+            task=task,
+            status=outcome,
+            seconds=round(float(data.get("duration") or 0), 3),
+            actions=list(change.actions) if outcome == "changed" else [],
+            changes=[vars(difference) for difference in change.differences] if outcome == "changed" else [],
+            message=message,
+        )
+
+    def _stats(self, data: Mapping[str, Any]) -> None:
+        names = {"ok": "ok", "changed": "changed", "failures": "failed", "skipped": "skipped", "dark": "unreachable"}
+        for host in self.hosts.values():
+            host.counts = {ours: int((data.get(theirs) or {}).get(host.name, 0)) for theirs, ours in names.items()}
+            if (
+                host.failure
+                and host.failure.stage != "reach"
+                and not (host.counts["failed"] or host.counts["unreachable"])
+            ):
+                host.failure = None  # it failed inside a block that rescued it

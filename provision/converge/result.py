@@ -1,0 +1,86 @@
+"""What a run came to, host by host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from provision import exits
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One resource before and after. Either may be empty, or hold many lines."""
+
+    resource: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One task that changed a host, or in check mode would: as sentences of the module, and as differences."""
+
+    stage: str
+    task: str
+    actions: tuple[str, ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a host could not be brought further. `unreachable`: it did not answer, as opposed to refusing."""
+
+    stage: str
+    task: str
+    message: str
+    hint: str | None = None
+    unreachable: bool = False
+
+
+@dataclass
+class HostResult:
+    """One host of a run. `held_back` names the stages left out because of `because`, a host of the same replica."""
+
+    name: str
+    changes: list[Change] = field(default_factory=list)
+    failure: Failure | None = None
+    held_back: tuple[str, ...] = ()
+    because: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """`unreachable`, `failed`, `held_back`, `changed` or `ok`: the first that applies."""
+        if self.failure:
+            return "unreachable" if self.failure.unreachable else "failed"
+        if self.held_back:
+            return "held_back"
+        return "changed" if self.changes else "ok"
+
+
+@dataclass
+class Result:
+    """A whole run. `error` is a failure of the run itself, not of any host; `running` what an interrupt cut short."""
+
+    run: str
+    directory: Path
+    log: Path
+    check: bool
+    hosts: dict[str, HostResult]
+    seconds: float = 0.0
+    interrupted: bool = False
+    running: dict[str, tuple[str, str]] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """As documented: interrupted, then failed, then unreachable, then changes pending (check mode only)."""
+        statuses = {host.status for host in self.hosts.values()}
+        if self.interrupted:
+            return exits.INTERRUPTED
+        if self.error or "failed" in statuses:
+            return exits.FAILED
+        if "unreachable" in statuses:
+            return exits.UNREACHABLE
+        return exits.PENDING if self.check and any(host.changes for host in self.hosts.values()) else exits.OK

@@ -1,0 +1,136 @@
+"""The one place that knows ansible-runner: runs the playbook, hands on events and text, stops it when told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ansible_runner
+
+from provision.content import content_root
+from provision.converge.environment import environment
+
+PATIENCE = 5.0  # seconds that Ansible has to end its workers after the first Ctrl-C
+
+
+@dataclass(frozen=True)
+class Playbook:
+    """What to run: `hosts` by name, `stages` as tags, `variables` a file of extra variables."""
+
+    sources: Sequence[Path]
+    hosts: Sequence[str]
+    stages: Sequence[str]
+    variables: Path
+    check: bool
+    forks: int
+    verbosity: int
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM while Ansible runs: the first stops it in order, the second at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.pid: int | None = None
+        self._since = 0.0
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        """The signal's handler."""
+        self.asked += 1
+
+    def must_kill(self) -> bool:
+        """Asked by ansible-runner several times a second: True makes it kill Ansible."""
+        if self.asked and not self._since:
+            self._since = time.monotonic()
+            if self.pid:
+                os.kill(self.pid, signal.SIGINT)
+        return self.asked > 1 or bool(self._since and time.monotonic() - self._since > PATIENCE)
+
+
+def run_playbook(
+    playbook: Playbook, scratch: Path, on_event: Callable[[dict[str, Any]], None], on_text: Callable[[str], None]
+) -> tuple[int, bool]:
+    """Run bootstrap.yml; `scratch` is made, used for what ansible-runner keeps on disk, and removed.
+
+    Returns Ansible's own exit code, and whether a signal ended the run.
+    """
+    interrupt = Interrupt()
+
+    def handle(event: dict[str, Any]) -> bool:
+        if event.get("stdout"):
+            on_text(str(event["stdout"]))
+        interrupt.pid = event.get("pid", interrupt.pid)
+        on_event(event)
+        return False  # ansible-runner need not keep a copy of the event
+
+    root = content_root()
+    scratch.mkdir(mode=0o700)
+    (scratch / "env").mkdir()
+    # Given as an argument these would be dropped together with suppress_env_files.
+    (scratch / "env/settings").write_text(json.dumps({"pexpect_timeout": 0.2, "suppress_output_file": True}))
+    (scratch / "hosts").write_text("\n".join(playbook.hosts) + "\n")
+    try:
+        with _swallowed(scratch / "artifacts/run/command"), _handled(interrupt):
+            runner = ansible_runner.run(
+                private_data_dir=str(scratch),
+                ident="run",
+                playbook=str(root / "playbooks/bootstrap.yml"),
+                inventory=[str(path) for path in playbook.sources],
+                limit=f"@{scratch / 'hosts'}",
+                cmdline=_arguments(playbook),
+                envvars=environment(root),
+                suppress_env_files=True,
+                quiet=True,
+                event_handler=handle,
+                cancel_callback=interrupt.must_kill,
+            )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return int(runner.rc if runner.rc is not None else 1), interrupt.asked > 0
+
+
+def _arguments(playbook: Playbook) -> str:
+    arguments = ["--forks", str(playbook.forks), "--tags", ",".join(playbook.stages), "-e", f"@{playbook.variables}"]
+    arguments += ["--check"] if playbook.check else []
+    # Differences are always asked for: the summary is made of them. Whether they are shown in full is the caller's.
+    arguments += ["--diff"]
+    arguments += ["-" + "v" * playbook.verbosity] if playbook.verbosity else []
+    return shlex.join(arguments)
+
+
+@contextmanager
+def _swallowed(path: Path) -> Iterator[None]:
+    """ansible-runner writes its whole environment, tokens and all, to this file: a pipe that nobody keeps takes it."""
+    path.parent.mkdir(parents=True, mode=0o700)
+    os.mkfifo(path, 0o600)
+    reader = threading.Thread(target=path.read_bytes, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _handled(interrupt: Interrupt) -> Iterator[None]:
+    """Signals go to `interrupt` meanwhile; in a thread other than the first nothing can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""The stages of a bootstrap, in order. A stage is one play, one tag and one role of the same name."""
+
+from collections.abc import Iterable
+
+from provision.errors import UsageError
+from provision.inventory.schema import nearest
+
+STAGES = (
+    "preflight",
+    "site",
+    "host",
+    "swap",
+    "driver",
+    "gpu",
+    "tools",
+    "serving_env",
+    "weights",
+    "ray",
+    "vllm",
+)
+
+# A replica's hosts stand together from here on: if one of them failed, the others do not start these.
+REPLICA_STAGES = ("ray", "vllm")
+
+
+def chosen_stages(names: Iterable[str]) -> tuple[str, ...]:
+    """The stages that `--stage` means, in the order in which they run; all of them if it names none.
+
+    Each item may itself hold several, separated by commas. Raises UsageError with the nearest name of an unknown one.
+    """
+    asked = [name.strip() for item in names for name in item.split(",") if name.strip()]
+    for name in asked:
+        if name not in STAGES:
+            near = nearest(name, STAGES)
+            more = f"Did you mean {near}?" if near else f"The stages are {', '.join(STAGES)}."
+            raise UsageError(f"--stage: there is no stage {name}. {more}")
+    return tuple(stage for stage in STAGES if stage in asked) or STAGES

@@ -1,0 +1,162 @@
+"""What keeps a host from being used, in one sentence, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from invoke.exceptions import CommandTimedOut
+from paramiko import PKey
+from paramiko.ssh_exception import (
+    AuthenticationException,
+    BadAuthenticationType,
+    BadHostKeyException,
+    NoValidConnectionsError,
+    PasswordRequiredException,
+)
+
+from provision.inventory.model import Host
+from provision.ssh.connect import TIMEOUT, UnknownHostKeyError, connection, known_hosts
+
+SSH_PORT = 22
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a host cannot be used. `unreachable`: nothing answered at all, as opposed to something that said no."""
+
+    kind: str
+    message: str
+    hint: str
+    unreachable: bool = False
+
+
+def explain(host: Host, error: Exception) -> Trouble:
+    """Put an error of connecting into words."""
+    if isinstance(error, BadHostKeyException):
+        return _changed_key(host, error)
+    if isinstance(error, UnknownHostKeyError):
+        return _unknown_key(host, error)
+    if isinstance(error, AuthenticationException):
+        return _denied(host, error)
+    if isinstance(error, (OSError, EOFError, CommandTimedOut)):
+        return _no_answer(host, error)
+    return Trouble("ssh", f"SSH to {_where(host)} failed: {error}", f"See what ssh says:  {_command(host, '-v')}")
+
+
+def no_sudo(host: Host) -> Trouble:
+    """The login works, but cannot become root without being asked for a password."""
+    user = host.user or "the login user"
+    return Trouble(
+        "no_sudo",
+        f"{user} cannot use sudo without a password.",
+        f"Allow it there:  echo '{host.user or 'USER'} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/provision"
+        "  (or set ansible_become_password, in a vault)",
+    )
+
+
+def missing_python(host: Host) -> Trouble:
+    """There is no Python to run modules with."""
+    return Trouble("no_python", "it has no python3.", f"{_command(host, '-t')} sudo apt-get install -y python3")
+
+
+def unsupported(name: str) -> Trouble:
+    """The operating system is none that the roles know."""
+    return Trouble(
+        "unsupported_os",
+        f"its operating system is {name}; supported are Debian 12, Ubuntu 22.04 and Ubuntu 24.04.",
+        "Install one of these, or take the host out of the inventory.",
+    )
+
+
+def _changed_key(host: Host, error: BadHostKeyException) -> Trouble:
+    file = next((path for path in known_hosts(connection(host)) if path.is_file()), "~/.ssh/known_hosts")
+    return Trouble(
+        "changed_key",
+        f"its SSH host key has changed: known is {_print(error.expected_key)}, it shows {_print(error.key)}.",
+        "Nothing was done there. If it was installed anew, forget the old key:  "
+        f"ssh-keygen -f {file} -R '{_entry(error.hostname, host)}'",
+    )
+
+
+def _unknown_key(host: Host, error: UnknownHostKeyError) -> Trouble:
+    file = known_hosts(connection(host))[0]
+    port = f"-p {host.port} " if host.port else ""
+    return Trouble(
+        "unknown_key",
+        f"its SSH host key is not known: it shows {_print(error.key)}.",
+        f"Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_{_kind(error.key)}_key.pub), then:  "
+        f"ssh-keyscan {port}{host.address} >> {file}",
+    )
+
+
+def _denied(host: Host, error: AuthenticationException) -> Trouble:
+    user = f" as {host.user}" if host.user else ""
+    key = f" with the key {host.key_file}" if host.key_file else ""
+    if isinstance(error, PasswordRequiredException):
+        return Trouble(
+            "locked_key",
+            f"the key {host.key_file or 'for it'} is protected by a passphrase.",
+            f"Unlock it for this session:  ssh-add {host.key_file or ''}".rstrip(),
+        )
+    taken = f" (it takes {', '.join(error.allowed_types)})" if isinstance(error, BadAuthenticationType) else ""
+    return Trouble(
+        "denied",
+        f"it refused the login{user}{key}{taken}.",
+        f"Check user and key:  {_command(host)}  (ansible_user, ansible_ssh_private_key_file)",
+    )
+
+
+def _no_answer(host: Host, error: Exception) -> Trouble:
+    where = _where(host)
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror):
+            return _unreachable("dns", f"its name {host.address} does not resolve.", "Set ansible_host to its address.")
+        if isinstance(cause, ConnectionRefusedError):
+            return _unreachable("refused", f"{where} refuses connections: no SSH server.", "Start sshd at its console.")
+        if cause.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return _unreachable("no_route", f"there is no route to {where}.", f"Is it up?  ping {host.address}")
+    if isinstance(error, FileNotFoundError):
+        return Trouble("no_key_file", f"the key {error.filename} does not exist.", "See ansible_ssh_private_key_file.")
+    if isinstance(error, (TimeoutError, CommandTimedOut, NoValidConnectionsError)):
+        return _unreachable("timeout", f"{where} did not answer within {TIMEOUT} s.", f"Is it up?  ping {host.address}")
+    return _unreachable(
+        "broken", f"{where} broke off the connection: {error}.", f"What ssh says:  {_command(host, '-v')}"
+    )
+
+
+def _causes(error: Exception) -> Iterator[OSError]:
+    """An error of several addresses holds one for each."""
+    causes = error.errors.values() if isinstance(error, NoValidConnectionsError) else [error]
+    yield from (cause for cause in causes if isinstance(cause, OSError))
+
+
+def _unreachable(kind: str, message: str, hint: str) -> Trouble:
+    return Trouble(kind, message, hint, unreachable=True)
+
+
+def _where(host: Host) -> str:
+    return f"{host.address}:{host.port}" if host.port else host.address
+
+
+def _command(host: Host, *flags: str) -> str:
+    words = ["ssh", *flags]
+    words += ["-p", str(host.port)] if host.port else []
+    words += ["-i", str(host.key_file)] if host.key_file else []
+    return " ".join([*words, f"{host.user}@{host.address}" if host.user else host.address])
+
+
+def _print(key: PKey) -> str:
+    return f"{_kind(key).upper()} {key.fingerprint}"
+
+
+def _kind(key: PKey) -> str:
+    name = str(key.get_name())
+    return name.removeprefix("ssh-").split("-")[0]
+
+
+def _entry(hostname: str, host: Host) -> str:
+    plain = host.port in (None, SSH_PORT) or hostname.startswith("[")
+    return hostname if plain else f"[{hostname}]:{host.port}"
