@@ -2,9 +2,9 @@
 
 `python -m provision.lab.hub ADDRESS PORT MODELS_DIR`
 
-A model lies in `MODELS_DIR/<organisation>/<name>/`. Any other name answers with the tiny model, so that an inventory
-that names hundreds of gigabytes can be rehearsed. Each model has one revision: `main` and its commit, the hash of what it
-holds. Weight files are told by SHA-256 and the others by git's SHA-1, as the real hub does.
+A model lies in `MODELS_DIR/<organisation>/<name>/` and has one revision: `main` and its commit, the hash of its content.
+Any other name, at any revision, answers with the tiny model, so that an inventory that names hundreds of gigabytes can
+be rehearsed. Weight files are told by SHA-256 and the others by git's SHA-1, as the real hub does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import sys
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,10 +93,14 @@ class Hub(ThreadingHTTPServer):
         self.read = cache(read_model)  # hashing once is enough: a model's directory is written before it is named
         super().__init__((address, port), Handler)
 
-    def model(self, name: str) -> HubModel:
-        """The model of this name, else the tiny one."""
+    def model(self, name: str, revision: str) -> HubModel | None:
+        """A model at a revision, the tiny one at every revision of an unknown name; None for an unknown revision."""
         directory = self.models / name
-        return self.read(directory if directory.is_dir() else self.models / TINY)
+        if directory.is_dir():
+            model = self.read(directory)
+            return model if revision in {"main", model.commit} else None
+        tiny = self.read(self.models / TINY)
+        return replace(tiny, commit=revision) if re.fullmatch("[0-9a-f]{40}", revision) else tiny
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -130,13 +134,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _at(self, name: str, revision: str | None) -> HubModel | None:
         """The model at a revision; None, after the hub's own answer, where there is no such revision."""
-        model = self.server.model(name)
-        if revision in {None, "main", model.commit}:
-            return model
-        self._json(
-            {"error": f"Revision {revision} not found"}, HTTPStatus.NOT_FOUND, {"X-Error-Code": "RevisionNotFound"}
-        )
-        return None
+        model = self.server.model(name, revision or "main")
+        if model is None:
+            code = {"X-Error-Code": "RevisionNotFound"}
+            self._json({"error": f"Revision {revision} not found"}, HTTPStatus.NOT_FOUND, code)
+        return model
 
     def _revision(self, name: str, revision: str | None) -> None:
         if model := self._at(name, revision):
