@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from provision.errors import LabError
-from provision.lab import cgroup, disk, process
+from provision.lab import cgroup, disk, hardware, process
 from provision.lab.host import LabHost
 
 REBOOT = 133  # the status of systemd-nspawn when the host asked for a reboot
@@ -129,7 +129,7 @@ def furnish(spec: Spec, directory: Path, root: Path) -> None:
     _write(root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {spec.name}\n")
     _write(root / "etc/machine-id", f"{uuid.uuid4().hex}\n", 0o444)
     _write(root / "etc/resolv.conf", (directory.parent.parent / "resolv.conf").read_text(encoding="utf-8"))
-    _write(root / "etc/systemd/network/host0.network", _network(spec))
+    _write(root / "etc/systemd/network/10-host0.network", _network(spec))
     for name, mode in (("ssh_host_ed25519_key", 0o600), ("ssh_host_ed25519_key.pub", 0o644)):
         _write(root / "etc/ssh" / name, (directory / name).read_text(encoding="ascii"), mode)
     keys = root / "home/ops/.ssh/authorized_keys"
@@ -156,13 +156,27 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
     path.chmod(mode)
 
 
-def remove(host: LabHost) -> None:
-    """Kill the host and delete everything of it, its disk included."""
-    cgroup.kill(host.group)
-    disk.wait_until_free(host.directory / "disk.img")
-    cgroup.remove(host.group)
-    process.call(["ip", "link", "delete", host.veth], check=False)
-    shutil.rmtree(host.directory)
+def create(spec: Spec, directory: Path) -> LabHost:
+    """Make the host's disk and hardware below `directory`; `host.json` comes last, so a host that has one is whole."""
+    for part in ("hw", "fs"):
+        (directory / part).mkdir(parents=True, exist_ok=True)
+    disk.create(directory / "disk.img", spec.disk_size)
+    host = spec.host(directory)
+    hardware.create(host.state_file, spec.profile, spec.name)
+    spec.write(directory)
+    return host
+
+
+def discard(directory: Path) -> None:
+    """Kill the host that is kept in `directory`, whole or half made, and delete everything of it, its disk included."""
+    host = read(directory)
+    if host:
+        cgroup.kill(host.group)
+        cgroup.remove(host.group)
+        process.call(["ip", "link", "delete", host.veth], check=False)
+    disk.wait_until_free(directory / "disk.img")
+    (directory / _FILE).unlink(missing_ok=True)
+    shutil.rmtree(directory)
 
 
 def last_words(host: LabHost) -> str:

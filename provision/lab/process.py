@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 
@@ -16,5 +17,10 @@ def call(argv: Sequence[str], *, stdin: str | None = None, check: bool = True) -
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, **source)
     if check and done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed")[-2000:]
-        raise LabError(f"`{' '.join(argv)}` ended with status {done.returncode}: {said}")
+        raise LabError(f"`{_shown(argv)}` ended with status {done.returncode}: {said}")
     return done
+
+
+def _shown(argv: Sequence[str]) -> str:
+    """The command as a person would type it: without what only says in which control group it runs."""
+    return shlex.join(argv[argv.index("--") + 1 :] if argv[:2] == ["sh", "-c"] else argv)

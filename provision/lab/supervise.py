@@ -52,7 +52,11 @@ def _boot(spec: Spec, directory: Path, console: IO[bytes], hardware: subprocess.
     # The memory file system on /tmp is systemd-nspawn's idea; Debian's is a directory on the disk.
     environment = {**os.environ, "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
     machine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
+    leader = directory / "leader"  # PID 1 of the host, for those who come with nsenter
+    leader.unlink(missing_ok=True)
     while (status := machine.poll()) is None:
+        if not leader.exists() and (pid := spec.host(directory).running_leader()):
+            leader.write_text(f"{pid}\n", encoding="ascii")
         if hardware.poll() is not None:
             _say(f"the simulated hardware ended with status {hardware.returncode}; pulling the plug")
             cgroup.kill(f"{spec.group}/machine")

@@ -1,0 +1,72 @@
+"""Which hosts a fleet shall have, and of what size: from an inventory, or simply a number of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from provision.errors import InventoryError, Problem
+from provision.inventory import Host, load_fleet
+from provision.lab.network import MOST_HOSTS
+
+DEFAULT_PROFILE = "8xh20-96"
+DEFAULT_DISK = 40 << 30
+_UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """One host to make; sizes in bytes, `profile` None for a host without GPUs, `memory` None for no limit."""
+
+    name: str
+    profile: str | None
+    disk_size: int = DEFAULT_DISK
+    memory: int | None = None
+
+
+def read(inventory: Path, count: int | None) -> list[HostPlan]:
+    """The hosts of the inventory, or `count` alike ones without one."""
+    if count is not None:
+        hosts = [HostPlan(f"node-{number}", DEFAULT_PROFILE) for number in range(1, count + 1)]
+    else:
+        hosts = _of_inventory(inventory)
+    if not 1 <= len(hosts) <= MOST_HOSTS:
+        problem = f"{len(hosts)} hosts: a simulated fleet has between 1 and {MOST_HOSTS}."
+        raise InventoryError([Problem(problem, inventory)])
+    return hosts
+
+
+def _of_inventory(inventory: Path) -> list[HostPlan]:
+    problems: list[Problem] = []
+    plans = [_host(inventory, host, problems) for host in load_fleet(inventory).hosts.values()]
+    if problems:
+        raise InventoryError(problems)
+    return plans
+
+
+def _host(inventory: Path, host: Host, problems: list[Problem]) -> HostPlan:
+    if not _NAME.fullmatch(host.name):
+        message = f"{host.name!r} cannot be the name of a simulated host: letters, digits, '-' and '.', at most 64."
+        problems.append(Problem(message, inventory))
+    profile = host.variables.get("hardware_profile")
+    return HostPlan(
+        name=host.name,
+        profile=None if profile is None else str(profile),
+        disk_size=_size(inventory, host, "lab_disk", problems) or DEFAULT_DISK,
+        memory=_size(inventory, host, "lab_memory", problems),
+    )
+
+
+def _size(inventory: Path, host: Host, name: str, problems: list[Problem]) -> int | None:
+    """A size such as `40G`, in bytes."""
+    value = host.variables.get(name)
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9][0-9]*)([MGT])", str(value))
+    if not match:
+        message = f"{host.name}: {name} is {value!r}; expected a whole number and M, G or T, such as 40G."
+        problems.append(Problem(message, inventory))
+        return None
+    return int(match[1]) * _UNITS[match[2]]
