@@ -201,8 +201,8 @@ def check_modules(allow_secure_boot: bool) -> Iterator[str]:
     """What would keep the driver's module, built on the host, from being loaded."""
     if secure_boot() and not allow_secure_boot and not Path("/proc/driver/nvidia/version").exists():
         yield (
-            "Secure Boot is on, so the kernel would refuse the driver's module, which is built on the host. Turn it off "
-            "in the firmware; or enrol a machine owner key (mokutil --import, at the console) and set "
+            "Secure Boot is on, so the kernel would refuse the driver's module, which is built on the host. Turn it "
+            "off in the firmware; or enrol a machine owner key (mokutil --import, at the console) and set "
             "preflight_allow_secure_boot: true."
         )
 

@@ -1,0 +1,118 @@
+#!/usr/bin/python
+"""Ansible module: certificate authorities that a host trusts besides those of its distribution."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Iterator
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_host import Change, HostError, absent_change, converge, file_change, read_text, run
+
+DOCUMENTATION = r"""
+module: ca_certificates
+short_description: Converges the certificate authorities that a site adds to its hosts
+description:
+  - Puts each certificate in a file of its own below C(/usr/local/share/ca-certificates), removes those of earlier runs
+    that are no longer wanted, and has C(update-ca-certificates) rebuild the bundle when the bundle does not agree.
+  - On a host without the package ca-certificates the files wait for it; its installation takes them in.
+options:
+  certificates:
+    description: Certificates in PEM; one text may hold several.
+    type: list
+    elements: str
+    required: true
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - The provision project (@provision)
+"""
+
+EXAMPLES = r"""
+- name: Trust the site's own authority
+  ca_certificates:
+    certificates: ["{{ lookup('ansible.builtin.file', 'site-ca.pem') }}"]
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or in check mode would be, as sentences.
+  returned: always
+  type: list
+  elements: str
+  sample: [Rebuilt the bundle of trusted certificates.]
+diff:
+  description: One entry for each certificate file, and one for the bundle, that differs.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+FOLDER = "/usr/local/share/ca-certificates"
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+PREFIX = "provision-"
+BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
+
+
+def bodies(text: str) -> list[str]:
+    """The certificates of a text, each as its base64 without white space."""
+    return ["".join(body.split()) for body in BLOCK.findall(text)]
+
+
+def wanted_files(texts: list[str]) -> dict[str, str]:
+    """One file per certificate, since update-ca-certificates skips files that hold several; named by content."""
+    files = {}
+    for text in texts:
+        if not bodies(text):
+            raise HostError(
+                f"A file of site_ca_certificates holds no certificate in PEM; it begins with {text[:40]!r}."
+            )
+        for body in bodies(text):
+            lines = "\n".join(body[start : start + 64] for start in range(0, len(body), 64))
+            pem = f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
+            files[f"{FOLDER}/{PREFIX}{hashlib.sha256(body.encode()).hexdigest()[:12]}.crt"] = pem
+    return files
+
+
+def bundle_disagrees(files: dict[str, str]) -> bool:
+    """Whether the bundle lacks a wanted certificate, or still links to one that was removed."""
+    trusted = set(bodies(read_text(BUNDLE) or ""))
+    links = Path(BUNDLE).parent.glob(f"{PREFIX}*.pem")
+    return any(bodies(pem)[0] not in trusted for pem in files.values()) or any(
+        link.is_symlink() and os.readlink(link) not in files for link in links
+    )
+
+
+def plan(texts: list[str]) -> Iterator[Change]:
+    """The files, and then the bundle if it does not agree with them."""
+    files = wanted_files(texts)
+    for path, pem in files.items():
+        yield from file_change(path, pem)
+    for path in sorted(Path(FOLDER).glob(f"{PREFIX}*.crt")):
+        if str(path) not in files:
+            yield from absent_change(str(path))
+    if bundle_disagrees(files) and shutil.which("update-ca-certificates"):
+        yield Change(
+            "Rebuilt the bundle of trusted certificates.",
+            lambda: run(["update-ca-certificates"]),
+            BUNDLE,
+            "disagrees with the site's certificates\n",
+            "agrees\n",
+        )
+
+
+def main() -> None:
+    spec = {"certificates": {"type": "list", "elements": "str", "required": True}}
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    converge(module, lambda: plan(module.params["certificates"]))
+
+
+if __name__ == "__main__":
+    main()
