@@ -36,7 +36,7 @@ def _variable(inventory: Path, name: str, value: object, schema: Schema, place: 
         return _unresolved(name, value, spec, place, path)
     if spec is None:
         return []
-    if name == "hardware_profile" and str(value) not in hardware_profiles():
+    if name == "hardware_profile" and value and str(value) not in hardware_profiles():
         return [_unknown_profile(str(value), path, line)]
     return [_problem(name, flaw, spec, place, path) for flaw in flaws(value, spec)]
 

@@ -1,0 +1,164 @@
+"""What a run looks like while it lasts: a line for each host on a terminal, a line for each stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from provision.converge import STAGES
+from provision.converge.journal import Event
+from provision.inventory import Fleet
+
+REFRESHES = 4  # a second
+
+
+class Display:
+    """Shows nothing: what the other displays are built on, and all that --json needs."""
+
+    def event(self, event: Event) -> None:
+        """Take one event of the run."""
+
+    def text(self, line: str) -> None:
+        """Take a line of Ansible's own text."""
+
+
+class Plain(Display):
+    """One line a stage, and one for each failure as it happens: for logs and pipes."""
+
+    def __init__(self, console: Console, text: bool) -> None:
+        self.console, self._text = console, text
+        self._hosts: dict[str, str] = {}
+
+    def event(self, event: Event) -> None:
+        """Print what is worth a line."""
+        kind = event["type"]
+        if kind == "stage_started":
+            self._hosts = {}
+        elif kind == "host_refused":
+            self._hosts[event["host"]] = "unreachable" if event["unreachable"] else "failed"
+        elif kind == "task_finished":
+            self._finished(event)
+        elif kind == "stage_finished":
+            counts = Counter(self._hosts.values())
+            said = " · ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
+            self.print(f"{event['stage']:<12} {said}  ({event['seconds']:.1f} s)")
+
+    def text(self, line: str) -> None:
+        """Ansible's own text, if asked for."""
+        if self._text:
+            self.print(line)
+
+    def print(self, line: str) -> None:
+        """One line as it is, neither wrapped nor coloured."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _finished(self, event: Event) -> None:
+        host, status = event["host"], event["status"]
+        worst = ["ok", "skipped", "changed", "unreachable", "failed"]
+        before = self._hosts.get(host, "ok")
+        self._hosts[host] = max(before, "ok" if status == "skipped" else status, key=worst.index)
+        if status in ("failed", "unreachable"):
+            self.print(f"{host}: {event['stage']}: {event['task']}: {event['message'].splitlines()[0]}")
+
+
+@dataclass
+class _Row:
+    stage: str = "reach"
+    task: str = ""
+    since: float = 0.0
+    done: int = 0
+    ended: str = ""
+
+
+class Lines(Display):
+    """One line a host on a terminal: its stage, what it does now and for how long."""
+
+    def __init__(self, console: Console, title: str, text: bool) -> None:
+        self.console, self._title, self._text = console, title, text
+        self._rows: dict[str, _Row] = {}
+        self._total = len(STAGES)
+        self._start = time.monotonic()
+        self.live = Live(
+            get_renderable=self._table,
+            console=console,
+            transient=True,
+            refresh_per_second=REFRESHES,
+            redirect_stdout=False,
+        )
+
+    def event(self, event: Event) -> None:
+        """Note what an event says of a host; the terminal is redrawn by itself."""
+        kind = event["type"]
+        row = self._rows.get(event.get("host", ""))
+        if kind == "run_started":
+            now = time.monotonic()
+            self._rows = {name: _Row(task="connecting", since=now) for name in event["hosts"]}
+            self._total = len(event["stages"])
+        elif kind == "stage_finished" and event["stage"] != "reach":
+            for other in self._rows.values():
+                other.done += not other.ended
+        elif row and kind == "host_refused":
+            row.ended = "unreachable" if event["unreachable"] else "refused"
+            row.task = event["message"]
+        elif row and kind == "task_started":
+            row.stage, row.task, row.since = event["stage"], event["task"], time.monotonic()
+        elif row and kind == "task_finished" and event["status"] in ("failed", "unreachable"):
+            row.ended, row.task = event["status"], f"{event['task']}: {event['message'].splitlines()[0]}"
+
+    def text(self, line: str) -> None:
+        """Ansible's own text scrolls by above the lines, if asked for."""
+        if self._text:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        for width in (None, 11, 5):
+            table.add_column(no_wrap=True, width=width)
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_row(f"[dim]{escape(self._title)}[/]", "", "", "", f"[dim]{_clock(time.monotonic() - self._start)}[/]")
+        shown = max(1, self.console.size.height - 3)
+        rows = (
+            sorted(self._rows.items(), key=lambda item: bool(item[1].ended))
+            if len(self._rows) > shown
+            else self._rows.items()
+        )
+        for name, row in list(rows)[:shown]:
+            colour = {"": "cyan", "unreachable": "yellow"}.get(row.ended, "red")
+            spent = "" if row.ended else _clock(time.monotonic() - row.since)
+            table.add_row(
+                f"[bold]{escape(name)}[/]",
+                f"[{colour}]{row.ended or row.stage}[/]",
+                f"[dim]{row.done}/{self._total}[/]",
+                escape(row.task),
+                f"[dim]{spent}[/]",
+            )
+        return table
+
+
+@contextmanager
+def progress(fleet: Fleet, inventory: Path, text: bool, quiet: bool) -> Iterator[Display]:
+    """The display that suits standard error; it leaves a terminal as clean as it was."""
+    console = Console(stderr=True)
+    if quiet:
+        yield Display()
+    elif not console.is_terminal or console.is_dumb_terminal:
+        yield Plain(console, text)
+    else:
+        lines = Lines(console, f"{inventory} · {len(fleet.replicas)} replicas", text)
+        with lines.live:
+            yield lines
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

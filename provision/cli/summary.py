@@ -1,0 +1,157 @@
+"""What a run came to, for a person: what changed where, what failed and what to do; nothing else."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from provision.converge import Change, HostResult, Result
+from provision.converge.result import Difference
+from provision.inventory import Fleet
+
+SHORT = 72  # characters that a before and after may have to be shown in one line
+PER_STAGE = 8  # lines; a first run changes hundreds of things, and events.jsonl holds them all
+ARROW = "\N{RIGHTWARDS ARROW}"
+
+
+def show(result: Result, fleet: Fleet, inventory: Path, full: bool) -> None:
+    """Print the summary on standard output; `full` adds what changed inside files."""
+    console = Console(soft_wrap=True, highlight=False)
+    for line in summary(result, fleet, inventory, full):
+        console.print(line)
+
+
+def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False) -> Iterator[str]:
+    """The lines of the summary, with rich's markup."""
+    hosts = list(result.hosts.values())
+    yield from _changes(hosts, full)
+    yield from _failures(hosts)
+    if result.error:
+        yield f"[red]The run failed before it reached the hosts.[/]\n{_indented(result.error)}"
+    yield from _interrupted(result)
+    yield from _last(result, fleet, inventory)
+
+
+def _changes(hosts: list[HostResult], full: bool) -> Iterator[str]:
+    """Each set of changes once, under the names of all hosts that have it."""
+    blocks: dict[tuple[str, ...], list[str]] = {}
+    for host in hosts:
+        if host.changes:
+            blocks.setdefault(tuple(_host_lines(host, full)), []).append(host.name)
+    for lines, names in blocks.items():
+        yield f"[bold]{escape(', '.join(names))}[/]"
+        yield from lines
+        yield ""
+
+
+def _host_lines(host: HostResult, full: bool) -> Iterator[str]:
+    stages: dict[str, list[str]] = {}
+    for change in host.changes:
+        stages.setdefault(change.stage, []).extend(_change_lines(change, full))
+    for stage, lines in stages.items():
+        shown = lines if full or len(lines) <= PER_STAGE else lines[: PER_STAGE - 1]
+        for position, line in enumerate(shown):
+            yield f"  [cyan]{stage if position == 0 else '':<12}[/]{line}"
+        if len(shown) < len(lines):
+            yield f"  {'':<12}[dim]and {len(lines) - len(shown)} more[/]"
+
+
+def _change_lines(change: Change, full: bool) -> Iterator[str]:
+    if change.actions:
+        yield from (escape(action) for action in change.actions)
+    elif change.differences:
+        yield from (_one_line(difference, change) for difference in change.differences)
+    else:
+        yield escape(change.task)
+    if full:
+        for difference in change.differences:
+            yield from (f"[dim]{escape(line)}[/]" for line in _unified(difference))
+
+
+def _one_line(difference: Difference, change: Change) -> str:
+    before, after = difference.before.strip(), difference.after.strip()
+    name = escape(difference.resource or change.task)
+    if "\n" not in before + after and len(before + after) <= SHORT:
+        return f"{name}  {escape(before) or 'absent'} {ARROW} {escape(after) or 'absent'}"
+    if not before or not after:
+        return f"{name}  {'written' if after else 'removed'}"
+    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    plus, minus = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+    return f"{name}  +{plus} -{minus} lines"
+
+
+def _unified(difference: Difference) -> Iterator[str]:
+    lines = difflib.unified_diff(
+        difference.before.splitlines(),
+        difference.after.splitlines(),
+        difference.resource,
+        difference.resource,
+        lineterm="",
+        n=1,
+    )
+    yield from (f"  {line}" for line in lines)
+
+
+def _failures(hosts: list[HostResult]) -> Iterator[str]:
+    for host in hosts:
+        failure = host.failure
+        if failure:
+            colour = "yellow" if failure.unreachable else "red"
+            head, *more = failure.message.splitlines() or [""]
+            where = "" if failure.stage == "reach" else f"{failure.stage}: {failure.task}: "
+            yield f"[bold {colour}]{escape(host.name)}[/]: {escape(where + head)}"
+            yield from (f"  {escape(line)}" for line in more)
+            yield from (f"  {escape(line)}" for line in (failure.hint or "").splitlines())
+    waiting: dict[tuple[str | None, tuple[str, ...]], list[str]] = {}
+    for host in hosts:
+        if host.held_back:
+            waiting.setdefault((host.because, host.held_back), []).append(host.name)
+    for (because, stages), names in waiting.items():
+        yield f"{escape(', '.join(names))}: {', '.join(stages)} not run, since {because} of the same replica failed."
+
+
+def _interrupted(result: Result) -> Iterator[str]:
+    if not result.interrupted:
+        return
+    yield f"[yellow]Interrupted after {_time(result.seconds)}.[/]"
+    for host, (stage, task) in result.running.items():
+        yield f"  {escape(host)} was in {stage}: {escape(task)}"
+    yield "  What had started on a host runs to its end there. Run the same command again to go on."
+
+
+def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
+    hosts = list(result.hosts.values())
+    changes = sum(len(host.changes) for host in hosts)
+    bad = [host for host in hosts if host.failure]
+    if not (changes or bad or result.error or result.interrupted):
+        yield f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}: nothing to change."
+        return
+    would = "pending, nothing was done" if result.check else "made"
+    failed = f", {_count(len(bad), 'host')} failed" if bad else ""
+    if not (result.error or result.interrupted):
+        yield f"{_count(len(hosts), 'host')}: {_count(changes, 'change')} {would}{failed}, in {_time(result.seconds)}."
+    if result.check and changes and not bad:
+        yield f"Apply them:  provision bootstrap {escape(str(inventory))}{' --lab' if _rehearsed(fleet) else ''}"
+    if bad or result.error or result.interrupted:
+        yield f"Log: {result.log}"
+
+
+def _rehearsed(fleet: Fleet) -> bool:
+    return len(fleet.sources) > 1 and not fleet.lab
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {escape(line)}" for line in text.splitlines())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
