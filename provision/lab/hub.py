@@ -2,7 +2,7 @@
 
 `python -m provision.lab.hub ADDRESS PORT MODELS_DIR`
 
-A model lies in `MODELS_DIR/<organisation>/<name>/` and has one revision: `main` and its commit, the hash of its content.
+A model lies in `MODELS_DIR/<organisation>/<name>/` and has one revision, `main`, whose commit is the hash of it all.
 Any other name, at any revision, answers with the tiny model, so that an inventory that names hundreds of gigabytes can
 be rehearsed. Weight files are told by SHA-256 and the others by git's SHA-1, as the real hub does.
 """
