@@ -1,0 +1,57 @@
+"""Long work on a host as a named transient systemd unit: it outlives who asked for it, and the next run finds it.
+
+Standard library only, Python 3.9 and later.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Mapping
+
+from ansible.module_utils.provision_host import HostError, run, write_file
+
+WORK = "/run/provision"
+CA_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+
+
+def wait_for(unit: str) -> None:
+    """Wait for a unit that an interrupted run left at work, if there is one."""
+    while run(["systemctl", "is-active", unit], check=False).out.strip() in ("active", "activating", "deactivating"):
+        time.sleep(0.5)
+
+
+def ca_environment() -> dict[str, str]:
+    """Have pip, uv and hf trust the certificates that this host trusts."""
+    store = next((path for path in CA_STORES if os.path.exists(path)), "")
+    return dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), store) if store else {}
+
+
+def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str = "root") -> None:
+    """Run a shell script as the unit and wait; an end other than 0 is a HostError that quotes its journal.
+
+    The environment goes through a file that only root can read: arguments and a unit's properties are for all to see.
+    """
+    folder = Path(WORK, unit)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = (f'{name}="{_quoted(value)}"\n' for name, value in sorted(environment.items()))
+    write_file(str(folder / "environment"), "".join(lines), 0o600)
+    argv = ["systemd-run", "--quiet", "--wait", "--collect", f"--unit={unit}", f"--uid={user}"]
+    argv += [f"--property=EnvironmentFile={folder}/environment", "--property=Nice=5", "/bin/sh", "-euc", script]
+    begin = time.time()
+    try:
+        if run(argv, check=False).rc != 0:
+            told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "15", "-o", "cat"], check=False)
+            raise HostError(
+                f"{unit}.service failed. Its journal ends with:\n{told.out.strip()}\n"
+                f"See more on the host with: journalctl -u {unit}"
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _quoted(value: str) -> str:
+    """A value as it stands between double quotes in a systemd environment file."""
+    return value.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,255 @@
+#!/usr/bin/python
+"""Ansible module: a Python environment that holds exactly what was asked for, built beside its place and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Iterator
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_host import Change, converge, read_text, sha256_text
+from ansible.module_utils.provision_python_env import RECORD, STAMP, build
+from ansible.module_utils.provision_transient import wait_for
+
+DOCUMENTATION = r"""
+module: python_env
+short_description: Converges a Python environment to an exact list of packages
+description:
+  - uv builds the environment under a temporary name, its imports are tried, it is synced to disk and renamed. The work
+    is a transient systemd unit, which an interrupted run leaves at work and the next waits for.
+  - Every file is stamped with one modification time when it is installed, and listed with its size. A file that was
+    changed, added or removed since is found by that, and the environment is built anew beside the old one.
+options:
+  directory:
+    description: Where environments lie that are named by a hash of what they hold. They are never changed in place.
+    type: path
+  path:
+    description: One environment at a fixed place; it is replaced when what it should hold changes.
+    type: path
+  requirements:
+    description: What to install, exact.
+    type: list
+    elements: str
+    required: true
+  excludes:
+    description: Distributions that are left out although something depends on them.
+    type: list
+    elements: str
+    default: []
+  local_packages:
+    description: Distributions made on the spot from source text, without a build tool.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The distribution's name.
+        type: str
+        required: true
+      version:
+        description: Its version.
+        type: str
+        required: true
+      files:
+        description: Text of each file, by its path below C(site-packages).
+        type: dict
+        required: true
+      entry_points:
+        description: Text of C(entry_points.txt).
+        type: str
+        default: ""
+  imports:
+    description: Modules that must import before the environment is put in place.
+    type: list
+    elements: str
+    default: []
+  python:
+    description: The interpreter, as uv is asked for it; the host's own is taken where it satisfies this.
+    type: str
+    default: ">=3.9"
+  uv:
+    description: The uv program to use.
+    type: path
+  bootstrap:
+    description: Instead of O(uv), a requirement such as C(uv==1.2.3) that pip fetches for the time of the build.
+    type: str
+  index_url:
+    description: The package index; empty for PyPI.
+    type: str
+    default: ""
+  extra_index_urls:
+    description: More indexes. Of all indexes the best version is taken, as pip does.
+    type: list
+    elements: str
+    default: []
+  find_links:
+    description: Directories or pages with more wheels.
+    type: list
+    elements: str
+    default: []
+  cache:
+    description: uv's cache of downloads.
+    type: path
+    default: /var/cache/provision/uv
+  unit:
+    description: Name of the transient unit that builds.
+    type: str
+    required: true
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - The provision project (@provision)
+"""
+
+EXAMPLES = r"""
+- name: Build the serving environment
+  python_env:
+    directory: /opt/provision/env
+    requirements: [vllm==0.32.0, ray==2.60.0]
+    imports: [vllm, ray]
+    uv: /opt/provision/tools/bin/uv
+    unit: provision-serving-env
+"""
+
+RETURN = r"""
+path:
+  description: Where the environment is, or will be.
+  returned: always
+  type: str
+  sample: /opt/provision/env/5d1ac6b2f9c0
+lock_sha256:
+  description: SHA-256 of the list of installed versions (C(PATH/.provision/lock.txt)); empty before it is built.
+  returned: always
+  type: str
+present:
+  description: Whether the environment is there, as it should be.
+  returned: always
+  type: bool
+actions:
+  description: What was done, or in check mode would be, as sentences.
+  returned: always
+  type: list
+  elements: str
+  sample: ["Built /opt/provision/env/5d1ac6b2f9c0: vllm==0.32.0, ray==2.60.0."]
+diff:
+  description: One entry when the environment is not what it should be.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+
+def wanted_text(params: dict[str, Any]) -> str:
+    """What the environment shall hold, as text; equal texts mean equal environments."""
+    keys = ("requirements", "excludes", "local_packages", "python")
+    return json.dumps({key: params[key] for key in keys}, sort_keys=True, indent=1) + "\n"
+
+
+def place(params: dict[str, Any]) -> str:
+    """Where the environment belongs."""
+    if params["path"]:
+        return str(params["path"])
+    return f"{params['directory']}/{sha256_text(wanted_text(params))[:12]}"
+
+
+def installed_files(env: str) -> dict[str, str]:
+    """Size of every file by path, as it was installed; one that was touched since has no size."""
+    found = {}
+
+    def walk(folder: str, prefix: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != "__pycache__" and prefix + entry.name != RECORD:
+                        walk(entry.path, f"{prefix}{entry.name}/")
+                else:
+                    seen = entry.stat(follow_symlinks=False)
+                    found[prefix + entry.name] = str(seen.st_size) if seen.st_mtime == STAMP else "changed"
+
+    walk(env, "")
+    return found
+
+
+def differences(env: str, wanted: str) -> list[str]:
+    """Why the environment is not the wanted one; empty if it is."""
+    recorded = read_text(f"{env}/{RECORD}/files")
+    if not os.path.isdir(env):
+        return ["absent"]
+    if recorded is None or read_text(f"{env}/{RECORD}/lock.txt") is None:
+        return ["unfinished"]
+    if read_text(f"{env}/{RECORD}/wanted.json") != wanted:
+        return ["another list of packages"]
+    listed = dict(line.rsplit("\t", 1) for line in recorded.splitlines())
+    there = installed_files(env)
+    lines = [f"{path}: missing" for path in listed.keys() - there.keys()]
+    lines += [f"{path}: changed" for path in listed.keys() & there.keys() if listed[path] != there[path]]
+    lines += [f"{path}: not installed by us" for path in there.keys() - listed.keys()]
+    if not lines and not os.path.exists(f"{env}/bin/python"):
+        lines.append("bin/python: the interpreter that it points to is gone")
+    return sorted(lines)
+
+
+def plan(params: dict[str, Any]) -> Iterator[Change]:
+    """Build the environment unless it is there, whole and untouched."""
+    target, wanted = place(params), wanted_text(params)
+    why = differences(target, wanted)
+    if not why:
+        return
+    listed = ", ".join(params["requirements"])
+    if why == ["absent"]:
+        sentence = f"Built {target}: {listed}."
+    else:
+        more = f" and {len(why) - 1} more" if len(why) > 1 else ""
+        sentence = f"Rebuilt {target}: {listed}. What was there differed: {why[0]}{more}."
+    before = "".join(f"{line}\n" for line in why[:50])
+    yield Change(sentence, lambda: build(params, target, wanted), target, before, wanted)
+
+
+def facts(params: dict[str, Any]) -> dict[str, Any]:
+    """Where the environment is and what it holds, as it is now."""
+    target = place(params)
+    lock = read_text(f"{target}/{RECORD}/lock.txt")
+    present = lock is not None and read_text(f"{target}/{RECORD}/wanted.json") == wanted_text(params)
+    return {"path": target, "lock_sha256": sha256_text(lock) if lock else "", "present": present}
+
+
+def main() -> None:
+    package = {
+        "name": {"type": "str", "required": True},
+        "version": {"type": "str", "required": True},
+        "files": {"type": "dict", "required": True},
+        "entry_points": {"type": "str", "default": ""},
+    }
+    texts = {"type": "list", "elements": "str"}
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path"},
+            "path": {"type": "path"},
+            "requirements": {**texts, "required": True},
+            "excludes": {**texts, "default": []},
+            "local_packages": {"type": "list", "elements": "dict", "default": [], "options": package},
+            "imports": {**texts, "default": []},
+            "python": {"type": "str", "default": ">=3.9"},
+            "uv": {"type": "path"},
+            "bootstrap": {"type": "str"},
+            "index_url": {"type": "str", "default": ""},
+            "extra_index_urls": {**texts, "default": []},
+            "find_links": {**texts, "default": []},
+            "cache": {"type": "path", "default": "/var/cache/provision/uv"},
+            "unit": {"type": "str", "required": True},
+        },
+        mutually_exclusive=[("directory", "path"), ("uv", "bootstrap")],
+        required_one_of=[("directory", "path"), ("uv", "bootstrap")],
+        supports_check_mode=True,
+    )
+    if not module.check_mode:
+        wait_for(module.params["unit"])
+    converge(module, lambda: plan(module.params), lambda: facts(module.params))
+
+
+if __name__ == "__main__":
+    main()
