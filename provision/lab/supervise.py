@@ -29,6 +29,7 @@ def main(directory: Path) -> int:
     root = directory / "root"
     disk.mount(directory / "disk.img", Path(spec.base), directory / "disk", root)
     container.furnish(spec, directory, root)
+    _hide_bookkeeping()
     hardware = _serve_hardware(spec, directory)
     with (directory / "console.log").open("ab") as console:
         while True:
@@ -63,6 +64,13 @@ def _boot(spec: Spec, directory: Path, console: IO[bytes], hardware: subprocess.
             return machine.wait()
         time.sleep(0.05)
     return status
+
+
+def _hide_bookkeeping() -> None:
+    """Keep what systemd-nspawn notes of its machines in this name space, so that it goes with the host."""
+    notes = Path("/run/systemd/nspawn")
+    notes.mkdir(parents=True, exist_ok=True)
+    process.call(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(notes)])
 
 
 def _clear(spec: Spec) -> None:
