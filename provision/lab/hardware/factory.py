@@ -10,21 +10,31 @@ from provision.content import hardware_profiles
 from provision.errors import LabError
 from provision.lab.hardware import state
 
+# A server without cards: a gateway or a monitor of the fleet.
+NO_CARDS: dict[str, Any] = {
+    "gpus": {"count": 0, "architecture": "none", "power": {"default": 0}},
+    "nvswitches": {"count": 0, "pci_device": "0x22a3", "bus_ids": []},
+    "numa_nodes": ["0-31"],
+    "rdma": [],
+}
 
-def create(state_file: Path, profile: str, host: str) -> None:
+
+def create(state_file: Path, profile: str | None, host: str) -> None:
     """Write the state of a new bare host: cards of the profile, no driver, everything as the factory set it.
 
     The same host of the same profile always gets the same serial numbers and GUIDs, as a real machine keeps its own.
     """
     profiles = hardware_profiles()
-    if profile not in profiles:
+    if profile is not None and profile not in profiles:
         raise LabError(f"There is no hardware profile {profile}. Known: {', '.join(sorted(profiles))}.")
-    described: dict[str, Any] = profiles[profile]
+    described: dict[str, Any] = NO_CARDS if profile is None else profiles[profile]
     hardware: dict[str, Any] = {
         "host": host,
         "profile_name": profile,
         "profile": described,
         "boots": 0,
+        "booted": 0.0,
+        "kernel_log": [],
         "driver": {"installed": None, "loaded": None},
         "modules": [],
         "clients": {},
@@ -33,8 +43,6 @@ def create(state_file: Path, profile: str, host: str) -> None:
         "swaps": [],
         "gpus": [_gpu(described["gpus"], host, index) for index in range(described["gpus"]["count"])],
         "rdma": {port["name"]: _port(port, host, index) for index, port in enumerate(described["rdma"], start=1)},
-        "faults": {},
-        "clock_offset": 0.0,
     }
     for gpu in hardware["gpus"]:
         state.reset_gpu(hardware, gpu)

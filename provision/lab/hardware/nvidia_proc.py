@@ -6,19 +6,6 @@ from typing import Any
 
 from provision.lab.hardware.nodes import Directory, Hardware
 
-MODULE_SIZES = {
-    "nvidia": 14381056,
-    "nvidia_uvm": 2088960,
-    "nvidia_modeset": 1773568,
-    "nvidia_drm": 139264,
-    "nvidia_peermem": 16384,
-    "nouveau": 2433024,
-    "mlx5_core": 1929216,
-    "mlx5_ib": 483328,
-    "ib_core": 479232,
-    "ib_uverbs": 180224,
-}
-
 # As the open kernel module 580.159.04 printed them with nothing set.
 _PARAMETERS = """\
 ResmanDebugLevel: 4294967295

@@ -26,6 +26,8 @@ def bus(hardware: Hardware) -> Directory:
 
 def _gpus(hardware: Hardware) -> dict[str, Any]:
     card = hardware["profile"]["gpus"]
+    if not card["count"]:
+        return {}
     ids = int(card["pci_device"], 16), NVIDIA, int(card["pci_subsystem"], 16)
     driver = _gpu_driver(hardware)
     return {

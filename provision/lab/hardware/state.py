@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 
 MYPY = False
 if MYPY:  # typing alone would cost each program several milliseconds
@@ -32,6 +33,13 @@ NVIDIA_MODULES = {
 }
 RDMA_MODULES = ["ib_core", "ib_uverbs", "mlx5_core", "mlx5_ib", "ib_umad", "ib_cm", "rdma_cm", "rdma_ucm", "ib_ipoib"]
 LOADED_AT_BOOT = ["ib_core", "ib_uverbs", "mlx5_core", "mlx5_ib"]
+_SIZES = {
+    "nvidia": 14381056,
+    "nvidia_uvm": 2088960,
+    "nvidia_modeset": 1773568,
+    "nvidia_drm": 139264,
+    "nouveau": 2433024,
+}
 
 
 def state_path() -> str:
@@ -106,6 +114,16 @@ def reset_gpu(hardware: Hardware, gpu: Gpu) -> None:
     gpu["fabric"] = "In Progress" if has_nvswitches(hardware) else "N/A"
 
 
+def module_size(name: str) -> int:
+    """The size of a loaded module in bytes, as lsmod prints it."""
+    return _SIZES.get(name, 131072)
+
+
+def log_kernel(hardware: Hardware, text: str) -> None:
+    """A line of the host's own kernel log."""
+    hardware["kernel_log"].append([time.time(), text])
+
+
 def load_module(hardware: Hardware, name: str) -> str | None:
     """Load a module and those it needs; returns what the kernel objects to, None when it is loaded."""
     modules: list[str] = hardware["modules"]
@@ -122,6 +140,9 @@ def load_module(hardware: Hardware, name: str) -> str | None:
         if "nouveau" in modules and hardware["profile"]["gpus"]["architecture"] == "Ampere":
             return "No such device"
         hardware["driver"]["loaded"] = hardware["driver"]["installed"]
+        build = f"{hardware['driver']['loaded']}  Release Build  (root@{hardware['host']})"
+        log_kernel(hardware, "nvidia: loading out-of-tree module taints kernel.")
+        log_kernel(hardware, f"NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  {build}")
         for gpu in hardware["gpus"]:
             reset_gpu(hardware, gpu)
     modules.append(name)
@@ -180,7 +201,8 @@ def forget_settings_without_persistence(hardware: Hardware) -> None:
 
 def reboot(hardware: Hardware) -> None:
     """What of the hardware survives until the next kernel runs, and what does not."""
-    hardware.update(boots=hardware["boots"] + 1, clients={}, swaps=[], knobs={}, governors={})
+    hardware.update(boots=hardware["boots"] + 1, booted=time.time(), kernel_log=[])
+    hardware.update(clients={}, swaps=[], knobs={}, governors={})
     hardware["driver"]["loaded"] = None
     hardware["modules"] = list(LOADED_AT_BOOT)
     for gpu in hardware["gpus"]:
@@ -188,4 +210,5 @@ def reboot(hardware: Hardware) -> None:
             gpu["mig_pending"] = "Disabled"  # only Ampere keeps MIG mode over a reboot
         gpu["lost"] = False  # the bus is enumerated anew
         reset_gpu(hardware, gpu)
-    load_module(hardware, "nvidia" if hardware["driver"]["installed"] else "nouveau")
+    if hardware["gpus"]:
+        load_module(hardware, "nvidia" if hardware["driver"]["installed"] else "nouveau")

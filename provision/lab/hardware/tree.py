@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from provision.lab.hardware import knobs, nvidia_proc, pci, rdma
+from provision.lab.hardware import knobs, nvidia_proc, pci, rdma, state
 from provision.lab.hardware.nodes import Directory, Hardware, Link, Node, Setting
 
 _WIDE = 10_000_000  # KiB; the kernel leaves out a tab after wider numbers
@@ -24,7 +24,9 @@ def build(hardware: Hardware) -> Directory:
     _put(tree, "proc/driver", nvidia_proc.driver_directory(hardware))
     _put(tree, "sys/module", _modules(hardware))
     _put(tree, "sys/bus/pci", pci.bus(hardware))
-    _put(tree, "sys/class/infiniband", rdma.devices(hardware))
+    if hardware["rdma"]:
+        _put(tree, "sys/class/infiniband", rdma.devices(hardware))
+        _put(tree, "sys/class/infiniband_mad/abi_version", "5\n")
     _put(tree, "sys/devices/system/cpu", _cpus(hardware))
     return tree
 
@@ -87,7 +89,7 @@ def _modules(hardware: Hardware) -> Directory:
 
 
 def _module(hardware: Hardware, name: str) -> Directory:
-    size = nvidia_proc.MODULE_SIZES.get(name, 131072)
+    size = state.module_size(name)
     module: Directory = {
         "initstate": "live\n",
         "refcnt": "0\n",
