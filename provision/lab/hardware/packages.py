@@ -130,7 +130,7 @@ def _pinning(suffix: str, version: str, pinned: str) -> Package:
     name = f"nvidia-driver-pinning-{suffix}"
     text = f"Package: {' '.join(PINNED)}\nPin: version {pinned}\nPin-Priority: 1000\n"
     ties = {"Provides": "nvidia-driver-pinning", "Conflicts": "nvidia-driver-pinning"}
-    files = {f"etc/apt/preferences.d/{name}": text}
+    files = {f"etc/apt/preferences.d/{name}.pref": text}  # apt passes over other endings
     return Package(name, f"{version}-1", f"Pins the NVIDIA driver to {suffix}", fields=ties, files=files)
 
 

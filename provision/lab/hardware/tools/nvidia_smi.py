@@ -160,14 +160,16 @@ def _topology(hardware: state.Hardware, arguments: list[str]) -> list[str]:
 
 def _change(switch: str, options: dict[str, Any], out: TextIO) -> int:
     _, action, _, afterwards = smi_set.SWITCHES[switch]
+    if os.geteuid():
+        cards, _ = _chosen(state.read(), options)
+        out.write(f"{smi_set.refusal(action, cards[0])}\nTerminating early due to previous errors.\n")
+        return smi_set.NO_PERMISSION
     with state.Change() as hardware:
         state.forget_settings_without_persistence(hardware)
         cards, lost = _chosen(hardware, options)
         try:
             for gpu in lost:
                 raise smi_set.RefusedError(_no_handle(gpu), GPU_LOST)
-            if os.geteuid():
-                raise smi_set.RefusedError(smi_set.refusal(action, cards[0]), smi_set.NO_PERMISSION)
             for gpu in cards:
                 said = action(hardware, gpu, options[switch])
                 out.write(f"{said}\n" if said else "")
