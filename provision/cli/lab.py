@@ -200,7 +200,7 @@ def _table(fleet: LabFleet, hosts: list[HostStatus]) -> Table:
     for host in hosts:
         state = f"[{colours.get(host.state, 'red')}]{host.state}[/]"
         size = (f"{bytes_ / (1 << 20):,.0f} MiB" for bytes_ in (host.memory, host.disk))
-        table.add_row(host.name, state, host.address, host.profile or "none", *size)
+        table.add_row(host.name, state, host.address, host.profile, *size)
     return table
 
 

@@ -41,7 +41,7 @@ class Spec:
     name: str
     machine: str
     group: str
-    profile: str | None
+    profile: str
     address: str
     prefix: int
     gateway: str

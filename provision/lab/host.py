@@ -18,7 +18,7 @@ class LabHost:
     """A host of a fleet: where it is kept, how it is reached, and its power button.
 
     `directory` holds everything of the host; `machine` is its short name, unique on this machine; `group` its control
-    group; `profile` the hardware that it simulates, or None.
+    group; `profile` the hardware that it simulates.
     """
 
     name: str
@@ -26,7 +26,7 @@ class LabHost:
     directory: Path
     machine: str
     group: str
-    profile: str | None
+    profile: str
 
     @property
     def state_file(self) -> Path:

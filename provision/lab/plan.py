@@ -18,10 +18,10 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class HostPlan:
-    """One host to make; sizes in bytes, `profile` None for a host without GPUs, `memory` None for no limit."""
+    """One host to make; `profile` names its hardware, sizes are bytes, `memory` None means no limit."""
 
     name: str
-    profile: str | None
+    profile: str
     disk_size: int = DEFAULT_DISK
     memory: int | None = None
 
@@ -51,9 +51,12 @@ def _host(inventory: Path, host: Host, problems: list[Problem]) -> HostPlan:
         message = f"{host.name!r} cannot be the name of a simulated host: letters, digits, '-' and '.', at most 64."
         problems.append(Problem(message, inventory))
     profile = host.variables.get("hardware_profile")
+    if profile is None:
+        message = f"{host.name} has no hardware_profile, so the lab cannot tell what to simulate."
+        problems.append(Problem(message, inventory))
     return HostPlan(
         name=host.name,
-        profile=None if profile is None else str(profile),
+        profile=str(profile),
         disk_size=_size(inventory, host, "lab_disk", problems) or DEFAULT_DISK,
         memory=_size(inventory, host, "lab_memory", problems),
     )

@@ -20,7 +20,7 @@ class HostStatus:
     name: str
     state: str
     address: str
-    profile: str | None
+    profile: str
     leader: int | None
     memory: int
     disk: int

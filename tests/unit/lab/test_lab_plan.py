@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from provision.errors import InventoryError
+from provision.lab import plan
+
+
+def inventory_of(monkeypatch: pytest.MonkeyPatch, **hosts: dict[str, object]) -> None:
+    named = {name: SimpleNamespace(name=name, variables=variables) for name, variables in hosts.items()}
+    monkeypatch.setattr(plan, "load_fleet", lambda _: SimpleNamespace(hosts=named))
+
+
+def test_a_number_of_hosts_needs_no_inventory(tmp_path: Path) -> None:
+    hosts = plan.read(tmp_path / "none", 3)
+    assert [host.name for host in hosts] == ["node-1", "node-2", "node-3"]
+    assert {host.profile for host in hosts} == {plan.DEFAULT_PROFILE}
+
+
+def test_hosts_of_an_inventory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = {"lab_disk": "2T", "lab_memory": "512M"}
+    inventory_of(monkeypatch, a={"hardware_profile": "x"}, b={"hardware_profile": "y", **sizes})
+    assert plan.read(tmp_path, None) == [
+        plan.HostPlan("a", "x"),
+        plan.HostPlan("b", "y", disk_size=2 << 40, memory=512 << 20),
+    ]
+
+
+def test_every_problem_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    inventory_of(monkeypatch, a_b={"hardware_profile": "x"}, c={}, d={"hardware_profile": "x", "lab_disk": 4})
+    with pytest.raises(InventoryError) as caught:
+        plan.read(tmp_path, None)
+    name, profile, disk = map(str, caught.value.problems)
+    assert "'a_b' cannot be the name" in name
+    assert "c has no hardware_profile" in profile
+    assert "lab_disk is 4; expected" in disk
+
+
+def test_a_fleet_has_an_end(tmp_path: Path) -> None:
+    with pytest.raises(InventoryError, match="241 hosts"):
+        plan.read(tmp_path, 241)
