@@ -116,7 +116,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+location:
   description: Where the environment is, or will be.
   returned: always
   type: str
@@ -214,7 +214,7 @@ def facts(params: dict[str, Any]) -> dict[str, Any]:
     target = place(params)
     lock = read_text(f"{target}/{RECORD}/lock.txt")
     present = lock is not None and read_text(f"{target}/{RECORD}/wanted.json") == wanted_text(params)
-    return {"path": target, "lock_sha256": sha256_text(lock) if lock else "", "present": present}
+    return {"location": target, "lock_sha256": sha256_text(lock) if lock else "", "present": present}
 
 
 def main() -> None:
