@@ -69,19 +69,25 @@ def _change_lines(change: Change, full: bool) -> Iterator[str]:
         yield escape(change.task)
     if full:
         for difference in change.differences:
-            yield from (f"[dim]{escape(line)}[/]" for line in _unified(difference))
+            if change.actions or not _is_short(difference):
+                yield from (f"[dim]{escape(line)}[/]" for line in _unified(difference))
 
 
 def _one_line(difference: Difference, change: Change) -> str:
     before, after = difference.before.strip(), difference.after.strip()
     name = escape(difference.resource or change.task)
-    if "\n" not in before + after and len(before + after) <= SHORT:
+    if _is_short(difference):
         return f"{name}  {escape(before) or 'absent'} {ARROW} {escape(after) or 'absent'}"
     if not before or not after:
         return f"{name}  {'written' if after else 'removed'}"
     lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
     plus, minus = (sum(line.startswith(sign) for line in lines) for sign in "+-")
     return f"{name}  +{plus} -{minus} lines"
+
+
+def _is_short(difference: Difference) -> bool:
+    both = difference.before.strip() + difference.after.strip()
+    return "\n" not in both and len(both) <= SHORT
 
 
 def _unified(difference: Difference) -> Iterator[str]:
@@ -125,7 +131,7 @@ def _interrupted(result: Result) -> Iterator[str]:
 
 def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
     hosts = list(result.hosts.values())
-    changes = sum(len(host.changes) for host in hosts)
+    changes = sum(len(list(_change_lines(change, False))) for host in hosts for change in host.changes)
     bad = [host for host in hosts if host.failure]
     if not (changes or bad or result.error or result.interrupted):
         yield f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}: nothing to change."
@@ -137,7 +143,7 @@ def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
     if result.check and changes and not bad:
         yield f"Apply them:  provision bootstrap {escape(str(inventory))}{' --lab' if _rehearsed(fleet) else ''}"
     if bad or result.error or result.interrupted:
-        yield f"Log: {result.log}"
+        yield f"Log: {result.log if result.log.stat().st_size else result.directory}"
 
 
 def _rehearsed(fleet: Fleet) -> bool:

@@ -75,7 +75,11 @@ def _difference(diff: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         if keys:
-            pair = [", ".join(f"{key} {side.get(key)}" for key in keys) for side in (before, after)]
+            named = keys != ["state"]
+            pair = [
+                ", ".join(f"{key} {side.get(key)}" if named else str(side.get(key)) for key in keys)
+                for side in (before, after)
+            ]
             yield Difference(str(result.get("path") or after.get("path") or resource), *pair)
     elif before != after:
         yield Difference(resource, _text(before), _text(after))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from provision.inventory.model import Host
 from provision.ssh.connect import TIMEOUT, connection
-from provision.ssh.trouble import Trouble, explain, missing_python, no_sudo, unsupported
+from provision.ssh.trouble import Trouble, explain, misconfigured, missing_python, no_sudo, unsupported
 
 AT_ONCE = 64
 SUPPORTED = {("debian", "12"), ("ubuntu", "22.04"), ("ubuntu", "24.04")}
@@ -71,7 +71,11 @@ def _reach(host: Host) -> Reach:
     if host.variables.get("ansible_connection") == "local":
         return Reach(host.name)
     try:
-        with connection(host) as link:
+        link = connection(host)
+    except Exception as error:  # noqa: BLE001 - a word in the user's ssh_config, or a port that is none
+        return Reach(host.name, misconfigured(host, error))
+    try:
+        with link:
             answer = link.run(
                 "/bin/sh -c " + shlex.quote(_questions(host)),
                 hide=True,
@@ -80,7 +84,7 @@ def _reach(host: Host) -> Reach:
                 in_stream=io.StringIO(f"{_sudo_password(host)}\n"),
             )
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this host alone and is put into words
-        return Reach(host.name, explain(host, error))
+        return Reach(host.name, explain(host, error, link))
     lines = (line[10:].partition("=") for line in answer.stdout.splitlines() if line.startswith("provision."))
     return _judge(host, {key: value.strip() for key, _, value in lines})
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fabric import Connection
 from invoke.exceptions import CommandTimedOut
 from paramiko import PKey
 from paramiko.ssh_exception import (
@@ -33,8 +34,8 @@ class Trouble:
     unreachable: bool = False
 
 
-def explain(host: Host, error: Exception) -> Trouble:
-    """Put an error of connecting into words."""
+def explain(host: Host, error: Exception, link: Connection) -> Trouble:
+    """Put an error of connecting into words; how far `link` came tells what paramiko's own words may not."""
     if isinstance(error, BadHostKeyException):
         return _changed_key(host, error)
     if isinstance(error, UnknownHostKeyError):
@@ -43,7 +44,14 @@ def explain(host: Host, error: Exception) -> Trouble:
         return _denied(host, error)
     if isinstance(error, (OSError, EOFError, CommandTimedOut)):
         return _no_answer(host, error)
-    return Trouble("ssh", f"SSH to {_where(host)} failed: {error}", f"See what ssh says:  {_command(host, '-v')}")
+    return _protocol(host, error, link)
+
+
+def misconfigured(host: Host, error: Exception) -> Trouble:
+    """There was nothing to connect with: the inventory's ssh settings or the user's ssh_config make no sense."""
+    return Trouble(
+        "ssh_config", f"its SSH settings cannot be used: {error}", f"What ssh makes of them:  {_command(host, '-G')}"
+    )
 
 
 def no_sudo(host: Host) -> Trouble:
@@ -92,7 +100,7 @@ def _unknown_key(host: Host, error: UnknownHostKeyError) -> Trouble:
     )
 
 
-def _denied(host: Host, error: AuthenticationException) -> Trouble:
+def _denied(host: Host, error: Exception) -> Trouble:
     user = f" as {host.user}" if host.user else ""
     key = f" with the key {host.key_file}" if host.key_file else ""
     if isinstance(error, PasswordRequiredException):
@@ -107,6 +115,16 @@ def _denied(host: Host, error: AuthenticationException) -> Trouble:
         f"it refused the login{user}{key}{taken}.",
         f"Check user and key:  {_command(host)}  (ansible_user, ansible_ssh_private_key_file)",
     )
+
+
+def _protocol(host: Host, error: Exception, link: Connection) -> Trouble:
+    transport = link.client.get_transport()
+    if transport is not None and not transport.initial_kex_done:
+        message = f"{_where(host)} takes connections, but no SSH server greets within {TIMEOUT} s: the host may hang."
+        return _unreachable("no_greeting", message, "Look at its console.")
+    if transport is not None and not transport.is_authenticated():
+        return _denied(host, error)
+    return Trouble("ssh", f"SSH to {_where(host)} failed: {error}", f"See what ssh says:  {_command(host, '-v')}")
 
 
 def _no_answer(host: Host, error: Exception) -> Trouble:

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from provision.errors import InventoryError, Problem, UsageError
+from provision.inventory import load_fleet, select, simulated
+
+
+def problems(inventory: Path, *extra: Path) -> list[Problem]:
+    with pytest.raises(InventoryError) as caught:
+        load_fleet(inventory, extra)
+    assert caught.value.exit_code == 65
+    return caught.value.problems
+
+
+def only(inventory: Path) -> Problem:
+    found = problems(inventory)
+    assert len(found) == 1, [str(problem) for problem in found]
+    return found[0]
+
+
+def test_a_valid_inventory_is_a_typed_fleet(make):
+    fleet = load_fleet(make({"host_vars/n2.yml": "swap_size: 64G\nansible_user: ops\nansible_port: 2222\n"}))
+    assert [replica.name for replica in fleet.replicas] == ["a"]
+    assert fleet.replicas[0].head.name == "n1"
+    second = fleet.hosts["n2"]
+    assert (second.address, second.user, second.port, second.variables["swap_size"]) == ("10.0.0.2", "ops", 2222, "64G")
+    assert fleet.hosts["n1"].port is None
+    assert fleet.stack.vllm == "0.32.0"
+    assert not fleet.lab
+    assert type(second.variables["swap_size"]) is str
+
+
+def test_a_single_file_is_an_inventory(make):
+    assert load_fleet(make() / "hosts.yml").replicas[0].head.variables["weights_repo"] == "org/model"
+
+
+def test_an_overlay_wins(make, tmp_path):
+    overlay = tmp_path / "overlay"
+    (overlay / "host_vars").mkdir(parents=True)
+    (overlay / "hosts.yml").write_text("all: {hosts: {n1: }}\n")
+    (overlay / "host_vars/n1.yml").write_text("ansible_host: 10.9.9.9\n")
+    fleet = load_fleet(make(), [overlay])
+    assert fleet.hosts["n1"].address == "10.9.9.9"
+    assert fleet.hosts["n2"].address == "10.0.0.2"
+    assert len(fleet.sources) == 2
+
+
+def test_templates_see_defaults_of_roles_and_the_lock(make):
+    files = {
+        "group_vars/all.yml": "local_model: org/{{ stack.vllm }}\nswap_size: '{{ vllm_pipeline_parallel_size }}G'\n"
+    }
+    variables = load_fleet(make(files)).hosts["n1"].variables
+    assert variables["local_model"] == "org/0.32.0"
+    assert variables["swap_size"] == "2G"
+
+
+def test_a_missing_inventory_says_what_to_do(tmp_path):
+    problem = only(tmp_path / "none")
+    assert "does not exist" in problem.message
+    assert "provision init" in problem.hint
+
+
+def test_what_is_not_yaml_has_line_and_column(make):
+    problem = only(make({"group_vars/serving.yml": "a: 1\nb: [1\nc: 2\n"}))
+    assert problem.path.name == "serving.yml"
+    assert problem.line == 3
+    assert "is not YAML (column" in problem.message
+
+
+@pytest.mark.parametrize("hosts", ["", "serving:\n", "all: {hosts: }\n"])
+def test_an_inventory_without_hosts(make, hosts):
+    assert "names no host" in problems(make({"hosts.yml": hosts}))[0].message
+
+
+def test_no_serving_group_names_the_nearest(make):
+    found = [
+        p for p in problems(make({"hosts.yml": "servng:\n  hosts: {n1: }\n"})) if "no group is called" in p.message
+    ]
+    assert found[0].line == 1
+    assert "servng" in found[0].hint
+
+
+def test_an_unknown_variable_has_place_and_nearest_name(make):
+    inventory = make({"host_vars/n1.yml": "\nvllm_pipeline_paralel_size: 2\n"})
+    problem = only(inventory)
+    assert (problem.path, problem.line) == (inventory / "host_vars/n1.yml", 2)
+    assert problem.message == "vllm_pipeline_paralel_size is not a variable of any role."
+    assert "Did you mean vllm_pipeline_parallel_size (role vllm)?" in problem.hint
+    assert "provision vars vllm" in problem.hint
+
+
+def test_a_variable_of_a_group_is_one_problem_however_many_hosts(make):
+    assert only(make({"group_vars/all/more.yml": "nonsense: 1\n"})).path.name == "more.yml"
+
+
+def test_a_variable_inline_in_hosts_yml_has_its_line(make):
+    problem = only(make({"hosts.yml": "serving:\n  vars:\n    swapp_size: 1\n  children:\n    a: {hosts: {n1: , n2: }}\n"
+                         .replace("n1: , n2: ", "n1: {ansible_host: 10.0.0.1}, n2: {ansible_host: 10.0.0.2}")}))  # fmt: skip
+    assert problem.line == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gpu_locked_clocks: 1830\n", "gpu_locked_clocks is 1830; expected a mapping."),
+        ("ray_num_gpus: many\n", "ray_num_gpus is many; expected a whole number."),
+        ("vllm_executor: rey\n", "vllm_executor is rey; expected one of ray, mp."),
+        ("swap_size: [1]\n", "swap_size does not fit; expected a string."),
+        ("gpu_limits: [{index: 0}, {index: x}]\n", "gpu_limits.1.index is x; expected a whole number."),
+        ("gpu_limits: [{watts: 3}]\n", "gpu_limits.0 does not fit; expected also index"),
+        ("gpu_limits: [{index: 1, wats: 3}]\n", "gpu_limits.0 has no key wats."),
+        ("hardware_profile: 8xh20-69\n", "hardware_profile 8xh20-69 is not known."),
+        ("vllm_args: {max-model-length: 3}\n", "vllm_args: vLLM 0.32.0 has no argument max-model-length."),
+        ("swap_size: '{{ nowhere }}'\n", "swap_size cannot be resolved: 'nowhere' is undefined"),
+        ("swap_size: 1G\nswap_size: 2G\n", "swap_size is set twice; it stands in line 1 too."),
+    ],
+)
+def test_values(make, text, said):
+    inventory = make({"host_vars/n1.yml": text})
+    found = [p for p in problems(inventory) if said in p.message]
+    assert found, [str(p) for p in problems(inventory)]
+    assert found[0].path == inventory / "host_vars/n1.yml"
+    assert found[0].line
+
+
+def test_nearest_choice_profile_and_argument(make):
+    hints = [
+        str(p.hint)
+        for p in problems(make({"host_vars/n1.yml": "vllm_executor: rayy\nvllm_args: {max-model-leng: 3}\n"}))
+    ]
+    assert any("Did you mean ray?" in hint for hint in hints)
+    assert any("Did you mean max-model-len?" in hint for hint in hints)
+
+
+def test_what_is_known_only_during_a_run_is_left_alone(make):
+    load_fleet(make({"host_vars/n1.yml": "swap_size: \"{{ ansible_facts['memtotal_mb'] }}M\"\n"}))
+
+
+def test_secrets_are_never_shown(make):
+    text = "weights_token: {hidden: s3cret}\nvault_key: s3cret\nswap_size: ['{{ vault_key }}']\n"
+    said = "\n".join(str(p) for p in problems(make({"host_vars/n1.yml": text})))
+    assert "weights_token" in said
+    assert "s3cret" not in said
+
+
+def test_a_required_variable_is_missed_once(make):
+    problem = only(make({"group_vars/serving.yml": "hardware_profile: 8xh20-96\nvllm_pipeline_parallel_size: 2\n"}))
+    assert problem.message == "weights_repo is not set, and role weights needs it."
+
+
+def test_parallel_sizes_must_fill_the_replica(make):
+    text = (
+        "hardware_profile: 8xh20-96\nweights_repo: a/b\nvllm_tensor_parallel_size: 4\nvllm_pipeline_parallel_size: 2\n"
+    )
+    problem = only(make({"group_vars/serving.yml": text}))
+    assert problem.line == 3
+    assert "vllm_tensor_parallel_size 4" in problem.message
+    assert "= 8 GPUs" in problem.message
+    assert "= 16." in problem.message
+
+
+def test_data_parallel_counts(make):
+    load_fleet(make({"group_vars/serving.yml": SERVING_DATA_PARALLEL}))
+
+
+SERVING_DATA_PARALLEL = (
+    "hardware_profile: 8xh20-96\nweights_repo: a/b\nvllm_tensor_parallel_size: 8\nvllm_args: {data-parallel-size: 2}\n"
+)
+
+
+def test_hosts_whose_gpus_do_not_compute_hold_one_rank(make):
+    text = "hardware_profile: 8xh20-96\nweights_repo: a/b\nray_num_gpus: 1\nvllm_tensor_parallel_size: 2\n"
+    load_fleet(make({"group_vars/serving.yml": text}))
+
+
+def test_mixed_profiles(make):
+    found = problems(make({"host_vars/n2.yml": "hardware_profile: 4xa100-80\n"}))
+    assert any("must be of one hardware_profile" in p.message and p.path.name == "n2.yml" for p in found)
+
+
+def test_a_host_in_two_replicas_and_one_in_none(make):
+    hosts = (
+        "serving:\n  hosts: {n3: {ansible_host: 10.0.0.3}}\n  children:\n    a: {hosts: {n1: {ansible_host: 10.0.0.1}}}\n"
+        "    b: {hosts: {n1: , n2: {ansible_host: 10.0.0.2}}}\n"
+    )
+    said = [p.message for p in problems(make({"hosts.yml": hosts}))]
+    assert "n1 is in the replicas a and b; a host serves in one." in said
+    assert any("n3 stands directly under serving" in message for message in said)
+
+
+def test_peers_need_addresses(make):
+    found = problems(make({"host_vars/n2.yml": "ray_address: node-two.example\n"}))
+    assert [(p.path.name, p.line) for p in found] == [("n2.yml", 1)]
+    assert "by IP address" in found[0].message
+
+
+def test_every_problem_is_told_at_once(make):
+    found = problems(
+        make({"host_vars/n1.yml": "nonsense: 1\nvllm_executor: x\n", "stack.lock.yml": "stack: {vllm: new}\n"})
+    )
+    assert len(found) > 4
+    assert [p.path.name for p in found] == sorted(p.path.name for p in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("lab: true\n", True), ("lab: false\n", False), ("local_x: 1\n", False)]
+)
+def test_simulated(make, text, expected):
+    assert simulated(make({"group_vars/all.yml": text})) is expected
+
+
+def test_limit_means_what_ansible_means(make):
+    fleet = load_fleet(make())
+    assert [host.name for host in select(fleet, None)] == ["n1", "n2"]
+    assert [host.name for host in select(fleet, "a:!n1")] == ["n2"]
+    assert [host.name for host in select(fleet, "n*,!n2")] == ["n1"]
+    with pytest.raises(UsageError, match=r"no host or group n11\. Did you mean n1\?"):
+        select(fleet, "n11")
+    with pytest.raises(UsageError, match="leaves no serving host"):
+        select(fleet, "a:!a")
