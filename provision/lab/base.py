@@ -24,6 +24,7 @@ _PACKAGES = (
 )
 _KEEP = 7 * 24 * 3600  # seconds that an unused tree is kept
 _FILES = {
+    "etc/default/locale": ("LANG=C.UTF-8\n", 0o644),
     "etc/sudoers.d/ops": ("ops ALL=(ALL) NOPASSWD: ALL\n", 0o440),
     "etc/ssh/sshd_config.d/login.conf": ("PermitRootLogin no\nPasswordAuthentication no\n", 0o644),
 }

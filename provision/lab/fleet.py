@@ -131,6 +131,7 @@ def _read(directory: Path) -> LabFleet | None:
     if not (directory / "overlay").is_dir():
         return None
     hosts = [host for path in _host_directories(directory) if (host := container.read(path))]
+    hosts.sort(key=_number)
     inventory = Path((directory / _INVENTORY).read_text(encoding="utf-8"))
     subnet = IPv4Network(json.loads((directory / "network.json").read_text(encoding="ascii"))["subnet"])
     gateway = str(Network(directory.name, subnet).gateway)
@@ -190,11 +191,16 @@ def _hosts(directory: Path, net: Network, tree: Path, wanted: list[HostPlan]) ->
         if host is None or host.name not in names:
             container.discard(path)
         else:
-            numbers[host.name] = int(host.machine.rpartition("-")[2])
+            numbers[host.name] = _number(host)
     free = iter(number for number in range(network.MOST_HOSTS) if number not in numbers.values())
     return [
         _host(directory, net, tree, each, numbers[each.name] if each.name in numbers else next(free)) for each in wanted
     ]
+
+
+def _number(host: LabHost) -> int:
+    """The host's place in the fleet, kept for life."""
+    return int(host.machine.rpartition("-")[2])
 
 
 def _host(directory: Path, net: Network, tree: Path, wanted: HostPlan, number: int) -> LabHost:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from provision.errors import LabError
-from provision.lab import process
+from provision.lab import process, shared
 
 _PREFIX = "pl-"  # of every fleet's bridge
-_SHARED = Path("/run/provision-lab")  # what fleets of all users of this machine must agree on
-_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _RULES = """\
 table ip {table} {{}}
 delete table ip {table}
@@ -67,17 +63,9 @@ class Network:
 MOST_HOSTS = 240
 
 
-@contextlib.contextmanager
-def _machine_lock() -> Iterator[None]:
-    """Only one process of the machine at a time chooses a subnet or turns forwarding on or off."""
-    with Path("/run/provision-lab.lock").open("w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def ensure(fleet: str, subnet: IPv4Network | None) -> Network:
     """Bring the fleet's network up, on `subnet` if it has one already; what stands is left as it is."""
-    with _machine_lock():
+    with shared.lock():
         network = Network(fleet, subnet or _free_subnet(fleet))
         if not Path("/sys/class/net", network.bridge).exists():
             _refuse_overlap(network.subnet)
@@ -92,13 +80,13 @@ def ensure(fleet: str, subnet: IPv4Network | None) -> Network:
             table=network.table, subnet=network.subnet, bridge=network.bridge, gateway=network.gateway
         )
         process.call(["nft", "-f", "-"], stdin=rules)
-        _forward()
+        shared.raise_knobs()
     return network
 
 
 def remove(fleet: str) -> None:
-    """Take the fleet's network away; forwarding goes back to what it was with the last fleet of the machine."""
-    with _machine_lock():
+    """Take the fleet's network away; the kernel's knobs go back with the last fleet of the machine."""
+    with shared.lock():
         network = Network(fleet, IPv4Network("10.0.0.0/24"))  # only the names matter here
         for link in cables(fleet):
             process.call(["ip", "link", "delete", link], check=False)
@@ -106,10 +94,8 @@ def remove(fleet: str) -> None:
             process.call(["ip", "link", "delete", network.bridge])
         if process.call(["nft", "list", "table", "ip", network.table], check=False).returncode == 0:
             process.call(["nft", "delete", "table", "ip", network.table])
-        if not any(Path("/sys/class/net").glob(f"{_PREFIX}*")) and (_SHARED / "ip_forward").exists():
-            _FORWARD.write_text((_SHARED / "ip_forward").read_text(encoding="ascii"), encoding="ascii")
-            (_SHARED / "ip_forward").unlink()
-            _SHARED.rmdir()
+        if not any(Path("/sys/class/net").glob(f"{_PREFIX}*")):
+            shared.restore_knobs()
 
 
 def cables(fleet: str) -> list[str]:
@@ -122,16 +108,6 @@ def mtu() -> int:
     routes = json.loads(process.call(["ip", "-json", "route", "show", "default"]).stdout or "[]")
     sizes = [int(Path("/sys/class/net", route["dev"], "mtu").read_text(encoding="ascii")) for route in routes]
     return min([1500, *sizes])
-
-
-def _forward() -> None:
-    before = _FORWARD.read_text(encoding="ascii").strip()
-    if before == "1":
-        return
-    _SHARED.mkdir(exist_ok=True)
-    if not (_SHARED / "ip_forward").exists():
-        (_SHARED / "ip_forward").write_text(before, encoding="ascii")
-    _FORWARD.write_text("1", encoding="ascii")
 
 
 def _free_subnet(fleet: str) -> IPv4Network:
