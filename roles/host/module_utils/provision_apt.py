@@ -6,14 +6,16 @@ fetched only when something must be installed that they do not know, or that is 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple, Sequence
 
-from ansible.module_utils.provision_host import Change, HostError, run
+from ansible.module_utils.provision_host import Change, HostError, remove_file, run, write_file
 
 LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock")
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "NEEDRESTART_MODE": "l"}
+POLICY, POLICY_TARGET = Path("/usr/sbin/policy-rc.d"), "/run/provision/policy-rc.d"
 OPTIONS = ("--yes", "--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold")
 
 
@@ -64,8 +66,28 @@ def apt_get(*arguments: str, lock_timeout_s: int) -> None:
         )
     if "dpkg --configure -a" in done.err:
         raise HostError("dpkg was interrupted on this host earlier. Run there: dpkg --configure -a; then run again.")
-    said = [line for line in (done.err + done.out).splitlines() if line.startswith(("E:", "W:", "dpkg: error"))]
-    raise HostError(f"apt-get {' '.join(arguments)} ended with {done.rc}. " + " ".join(said[-8:]))
+    said = [line.strip() for line in done.err.splitlines() if line.strip() and not line.startswith("debconf:")]
+    raise HostError(f"apt-get {' '.join(arguments)} ended with {done.rc}. It said last: " + " ".join(said[-8:]))
+
+
+@contextlib.contextmanager
+def services_left_alone() -> Iterator[None]:
+    """Let no package start its services: which ones run, and after what, is the units' business.
+
+    By policy-rc.d, which maintainer scripts ask. It is a link into /run, so that one that a power cut leaves behind
+    points nowhere, which means: no policy.
+    """
+    if POLICY.exists():
+        yield
+        return
+    write_file(POLICY_TARGET, "#!/bin/sh\nexit 101\n", 0o755)
+    POLICY.unlink(missing_ok=True)
+    POLICY.symlink_to(POLICY_TARGET)
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
+        remove_file(POLICY_TARGET)
 
 
 def install(wanted: Mapping[str, str], lock_timeout_s: int, *options: str) -> None:

@@ -1,0 +1,119 @@
+#!/usr/bin/python
+"""Ansible module: waits until the driver runs in the version wanted and its fabric is joined. It changes nothing."""
+
+from __future__ import annotations
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_apt import installed
+from ansible.module_utils.provision_driver import loaded_version, query_gpus
+from ansible.module_utils.provision_host import HostError
+
+DOCUMENTATION = r"""
+module: nvidia_ready
+short_description: Waits until GPUs can compute
+description:
+  - Checks that the loaded driver is the one wanted and that nvidia-smi answers. On hosts with NVSwitches it waits until
+    Fabric Manager has joined every GPU to the fabric; until then CUDA fails with error 802.
+options:
+  version:
+    description: The driver's version.
+    type: str
+    required: true
+  fabric:
+    description: Whether the GPUs are joined by NVSwitches.
+    type: bool
+    required: true
+  timeout:
+    description: Seconds to wait for the fabric.
+    type: int
+    default: 120
+attributes:
+  check_mode:
+    support: full
+    details: On a host that has no driver yet it has nothing to say.
+  diff_mode:
+    support: none
+author:
+  - The provision project (@provision)
+"""
+
+EXAMPLES = r"""
+- name: Wait until the GPUs can compute
+  nvidia_ready:
+    version: 580.126.20
+    fabric: true
+"""
+
+RETURN = r"""
+loaded:
+  description: The version of the kernel module that is loaded, empty for none.
+  returned: always
+  type: str
+fabric:
+  description: The state of the fabric of each GPU.
+  returned: always
+  type: list
+  elements: str
+"""
+
+
+def fabric_states(timeout_s: int) -> list[str]:
+    """The GPUs' fabric states, once all are joined or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        states = [
+            f"{row['fabric.state']} {row['fabric.status']}" for row in query_gpus(["fabric.state", "fabric.status"])
+        ]
+        if all(state == "Completed Success" for state in states) or time.monotonic() > deadline:
+            return states
+        time.sleep(1)
+
+
+def explain(states: list[str], version: str, timeout_s: int) -> str:
+    """Why GPUs are not joined."""
+    manager = installed().get("nvidia-fabricmanager")
+    late = ", ".join(f"GPU {index} {state}" for index, state in enumerate(states) if state != "Completed Success")
+    return (
+        f"The fabric is not complete after {timeout_s} s ({late}), so CUDA would fail with error 802. Fabric Manager "
+        f"is {manager.version if manager else 'not installed'}, the driver {version}; they must be the same. Look on "
+        "the host at: systemctl status nvidia-fabricmanager; tail /var/log/fabricmanager.log"
+    )
+
+
+def look(version: str, fabric: bool, timeout_s: int, check_mode: bool) -> dict[str, object]:
+    """What runs; raises HostError where that is not enough."""
+    loaded = loaded_version()
+    if check_mode and loaded != version:
+        return {"loaded": loaded, "fabric": []}
+    if loaded != version:
+        raise HostError(
+            f"The loaded driver is {loaded or 'none'}, wanted is {version}. Look on the host at: dkms status"
+        )
+    if not query_gpus(["index"]):
+        raise HostError(
+            f"Driver {version} is loaded, but nvidia-smi shows no GPU. Look at: journalctl -k -g 'NVRM|Xid'"
+        )
+    states = fabric_states(0 if check_mode else timeout_s) if fabric else []
+    if not check_mode and any(state != "Completed Success" for state in states):
+        raise HostError(explain(states, version, timeout_s))
+    return {"loaded": loaded, "fabric": states}
+
+
+def main() -> None:
+    spec = {
+        "version": {"type": "str", "required": True},
+        "fabric": {"type": "bool", "required": True},
+        "timeout": {"type": "int", "default": 120},
+    }
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    try:
+        seen = look(module.params["version"], module.params["fabric"], module.params["timeout"], module.check_mode)
+    except HostError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, **seen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+#!/usr/bin/python
+"""Ansible module: the settings of all GPUs of a host, read at once and changed only where they differ."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Iterator
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_driver import query_gpus
+from ansible.module_utils.provision_gpu import (
+    FIELDS,
+    Setting,
+    as_range,
+    differing,
+    refuse_unlisted,
+    value_for,
+    virgin_rows,
+)
+from ansible.module_utils.provision_host import Change, HostError, converge, read_text, run, write_file
+
+DOCUMENTATION = r"""
+module: gpu_settings
+short_description: Converges clocks, power limit and modes of all GPUs of a host
+description:
+  - Reads all GPUs with one query, refuses values that the cards do not list, and changes what differs, GPUs with the
+    same change together.
+  - No driver tells whether a clock is locked. What can be observed is the clock itself. A locked card runs at its lock
+    also when idle; a card that is held below it by heat or power is taken for locked. Where no lock is wanted, a lock
+    set by hand shows on an idle card, whose clock would otherwise drop; on a busy card it does not.
+options:
+  locked_clocks:
+    description: Graphics clocks in MHz by index, or C(all), as V(1830) or a range V(1200,1830). Others are unlocked.
+    type: dict
+    default: {}
+  memory_clocks:
+    description: Memory clocks in MHz, in the same form. Others are left as they are.
+    type: dict
+    default: {}
+  power_limit:
+    description: Watts by index, or C(all). GPUs not named have the card's default.
+    type: dict
+    default: {}
+  compute_mode:
+    description: Who may use a GPU.
+    type: str
+    choices: [Default, Exclusive_Process, Prohibited]
+    default: Default
+  ecc:
+    description: Whether memory is checked and corrected. Takes a reset or a reboot, which this module does not do.
+    type: bool
+    default: true
+  mig:
+    description: Whether GPUs are split into instances.
+    type: bool
+    default: false
+  expected:
+    description: How many GPUs the host has, for foretelling on a host that has no driver yet.
+    type: int
+    default: 0
+  restored_by:
+    description: The unit that applies the settings after each start of the persistence daemon.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - The provision project (@provision)
+"""
+
+EXAMPLES = r"""
+- name: Slow down the GPU that runs hot
+  gpu_settings:
+    locked_clocks: {3: 1830}
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or in check mode would be, as sentences.
+  returned: always
+  type: list
+  elements: str
+  sample: [Locked the graphics clock of GPU 3 at 1830 MHz.]
+diff:
+  description: One entry for each setting that differs on some GPU.
+  returned: always
+  type: list
+  elements: dict
+pending:
+  description: Modes that wait for a reset of the GPU or a reboot, as sentences.
+  returned: always
+  type: list
+  elements: str
+"""
+
+RECORD = "/var/lib/provision/gpu-settings.json"
+
+
+def restored_later(unit: str) -> bool:
+    """Whether the settings are lost for now, since the daemon that keeps them is down, and come back when it starts."""
+    down = run(["systemctl", "is-active", "--quiet", "nvidia-persistenced.service"], check=False).rc != 0
+    return bool(unit) and down and run(["systemctl", "is-enabled", "--quiet", unit], check=False).rc == 0
+
+
+def wait_until_restored(unit: str) -> None:
+    """Let a restore that is under way end, so as to see its result."""
+    for _ in range(60):
+        if not unit or run(["systemctl", "is-active", unit], check=False).out.strip() != "activating":
+            return
+        time.sleep(0.5)
+
+
+def group(settings: list[tuple[str, Setting]]) -> dict[Setting, list[tuple[str, Setting]]]:
+    """The same change on several GPUs together, in the order in which they came."""
+    groups: dict[Setting, list[tuple[str, Setting]]] = {}
+    for index, setting in settings:
+        groups.setdefault(setting._replace(seen=""), []).append((index, setting))
+    return groups
+
+
+def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> Iterator[Change]:
+    """What differs, one change for all GPUs that need it; `rows` receives what nvidia-smi shows."""
+    quiet: dict[str, str] = json.loads(read_text(RECORD) or "{}")
+    wait_until_restored(wanted["restored_by"])
+    rows += query_gpus(FIELDS)
+    if not rows and not check_mode:
+        raise HostError("nvidia-smi shows no GPU: the driver is not installed. Run the driver stage first.")
+    if rows:
+        refuse_unlisted(wanted, rows)
+    if rows and check_mode and restored_later(wanted["restored_by"]):
+        return
+    found = [
+        (row["index"], setting) for row in rows or virgin_rows(wanted) for setting in differing(row, wanted, quiet)
+    ]
+    for setting, members in group(found).items():
+        indexes = [index for index, _ in members]
+        yield Change(
+            setting.sentence.format(f"GPU{'s' if len(indexes) > 1 else ''} {', '.join(indexes)}"),
+            lambda indexes=indexes, setting=setting: run(["nvidia-smi", "-i", ",".join(indexes), *setting.command]),
+            f"nvidia-smi {setting.command[0]}",
+            "".join(f"GPU {index}: {member.seen}\n" for index, member in members),
+            "".join(f"GPU {index}: {member.wanted}\n" for index, member in members),
+        )
+    just_locked = {index for index, setting in found if setting.command[0] == "-lgc"}
+    if just_locked and not check_mode:
+        remember_quiet(wanted, quiet, just_locked)
+
+
+def remember(wanted: dict[str, Any], before: dict[str, Any], just_locked: set[str]) -> None:
+    """Note what is locked now, and which cards do not show a lock just made when they are idle."""
+    rows = query_gpus(("index", "clocks.sm"))
+    after: dict[str, Any] = {"quiet": [index for index in before["quiet"] if index not in just_locked]}
+    for row in rows:
+        lock = value_for(wanted["locked_clocks"], row["index"])
+        if row["index"] in just_locked and int(row["clocks.sm"]) < as_range(lock)[0]:
+            after["quiet"].append(row["index"])
+    for kind, name in (("graphics", "locked_clocks"), ("memory", "memory_clocks")):
+        locks = {row["index"]: value_for(wanted[name], row["index"]) for row in rows}
+        after[kind] = {index: lock for index, lock in locks.items() if lock}
+    write_file(RECORD, json.dumps(after, indent=1) + "\n")
+
+
+def pending(rows: list[dict[str, str]], wanted: dict[str, Any]) -> list[str]:
+    """Modes that wait for a reset or a reboot."""
+    return [
+        f"GPU {row['index']}: {name.upper()} mode is {row[f'{name}.mode.current']}; it becomes "
+        f"{'Enabled' if wanted[name] else 'Disabled'} with the next reset of the GPU, or reboot of the host."
+        for row in rows
+        for name in ("ecc", "mig")
+        if row[f"{name}.mode.current"] not in ("[N/A]", "Enabled" if wanted[name] else "Disabled")
+    ]
+
+
+def main() -> None:
+    by_gpu = {"type": "dict", "default": {}}
+    modes_of = ["Default", "Exclusive_Process", "Prohibited"]
+    spec = {
+        "locked_clocks": by_gpu,
+        "memory_clocks": by_gpu,
+        "power_limit": by_gpu,
+        "compute_mode": {"type": "str", "choices": modes_of, "default": "Default"},
+        "ecc": {"type": "bool", "default": True},
+        "mig": {"type": "bool", "default": False},
+        "expected": {"type": "int", "default": 0},
+        "restored_by": {"type": "str", "default": ""},
+    }
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    wanted = dict(module.params)
+    for name in ("locked_clocks", "memory_clocks", "power_limit"):
+        wanted[name] = {str(key): value for key, value in wanted[name].items()}
+
+    rows: list[dict[str, str]] = []
+
+    def facts() -> dict[str, list[str]]:
+        waiting = pending(rows, wanted)
+        for sentence in waiting:
+            module.warn(sentence)
+        return {"pending": waiting}
+
+    converge(module, lambda: plan(wanted, module.check_mode, rows), facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What the modules of the driver and of the GPUs share: what is loaded, what nvidia-smi says, NVIDIA's repository."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import urllib.error
+import urllib.request
+from typing import Sequence
+
+from ansible.module_utils.provision_host import HostError, read_text, run
+
+# The long id of the key that signs NVIDIA's repositories for Debian and Ubuntu (file 3bf863cc.pub beside each of them).
+NVIDIA_KEY_ID = "A4B469963BF863CC"
+
+
+def loaded_version() -> str:
+    """The version of the kernel module that is loaded; empty for none."""
+    text = read_text("/proc/driver/nvidia/version") or read_text("/sys/module/nvidia/version") or ""
+    found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
+    return found.group(1) if found else ""
+
+
+def query_gpus(fields: Sequence[str]) -> list[dict[str, str]]:
+    """One row per GPU with these fields of `nvidia-smi --query-gpu`, values without units; none without a driver."""
+    asked = run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], check=False)
+    if asked.rc == 127:
+        return []
+    if asked.rc != 0:
+        raise HostError(
+            f"nvidia-smi ended with {asked.rc}: {(asked.out + asked.err).strip()} Look on the host at: "
+            "journalctl -k -g 'NVRM|Xid'. A GPU that fell off the bus comes back with a reboot or a power cycle."
+        )
+    rows = [[value.strip() for value in line.split(",")] for line in asked.out.splitlines() if line.strip()]
+    return [{field: row[place] for place, field in enumerate(fields)} for row in rows if len(row) == len(fields)]
+
+
+def system_name() -> str:
+    """The host's system as NVIDIA names its repositories: debian12, ubuntu2404."""
+    text = read_text("/etc/os-release") or ""
+    name, version = (re.search(rf'^{key}="?([\w.]+)', text, re.MULTILINE) for key in ("ID", "VERSION_ID"))
+    return (name.group(1) + version.group(1).replace(".", "")) if name and version else "unknown"
+
+
+def repository_text(url: str, suite: str, components: Sequence[str], keyring: str) -> tuple[str, str]:
+    """The repository's URL for this host, and its entry for apt."""
+    url = url.replace("{os}", system_name()).rstrip("/") + "/"
+    parts = f"Components: {' '.join(components)}\n" if components else ""
+    head = "# Written by provision (role driver).\n"
+    return url, f"{head}Types: deb\nURIs: {url}\nSuites: {suite}\n{parts}Signed-By: {keyring}\n"
+
+
+def key_id(armoured: str) -> str:
+    """The long id of the first key in an armoured file: the end of the SHA-1 of its packet (RFC 4880, 12.2)."""
+    body = re.search(r"-----\n(?:[^\n]+: [^\n]*\n)*\n(.*?)\n=", armoured.replace("\r", ""), re.DOTALL)
+    data = base64.b64decode(body.group(1)) if body else b""
+    if len(data) < 6 or not data[0] & 0x80:
+        return ""
+    if data[0] & 0x40:  # new packet format; a key is longer than 191 bytes and shorter than 8384
+        start, length = 3, ((data[1] - 192) << 8) + data[2] + 192
+    else:
+        width = 1 << (data[0] & 3)
+        start, length = 1 + width, int.from_bytes(data[1 : 1 + width], "big")
+    packet = data[start : start + length]
+    digest = hashlib.sha1(b"\x99" + len(packet).to_bytes(2, "big") + packet, usedforsecurity=False).hexdigest()
+    return digest[-16:].upper()
+
+
+def fetch_key(url: str) -> str:
+    """NVIDIA's public key from beside the repository, refused unless it is the one that is known."""
+    place = f"{url}{NVIDIA_KEY_ID[-8:].lower()}.pub"
+    if not place.startswith("https://"):
+        raise HostError(
+            f"The key of {url} is not fetched without TLS. Set driver_repository_key to a file that holds it."
+        )
+    try:
+        with urllib.request.urlopen(place, timeout=60) as answer:  # noqa: S310 (only https, above)
+            text = str(answer.read().decode("ascii", "replace"))
+    except (OSError, urllib.error.URLError) as error:
+        raise HostError(
+            f"The repository's key cannot be fetched from {place}: {error}. If this host has no way there, set "
+            "driver_repository_url to a mirror and driver_repository_key to a file with the key."
+        ) from None
+    if key_id(text) != NVIDIA_KEY_ID:
+        raise HostError(
+            f"The key at {place} is {key_id(text) or 'unreadable'}, not NVIDIA's {NVIDIA_KEY_ID}. Stop here."
+        )
+    return text

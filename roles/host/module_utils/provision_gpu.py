@@ -1,0 +1,161 @@
+"""How the settings of a GPU are judged: what nvidia-smi shows of it against what is wanted, each as a sentence."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Iterator, NamedTuple
+
+from ansible.module_utils.provision_driver import query_gpus
+from ansible.module_utils.provision_host import HostError, run
+
+SLOWDOWNS = tuple(f"clocks_event_reasons.{name}" for name in ("sw_power_cap", "hw_slowdown", "sw_thermal_slowdown"))
+LIMITS = ("power.limit", "power.default_limit", "power.min_limit", "power.max_limit")
+MODES = (
+    "persistence_mode",
+    "compute_mode",
+    "ecc.mode.current",
+    "ecc.mode.pending",
+    "mig.mode.current",
+    "mig.mode.pending",
+)
+CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "utilization.gpu", "clocks_event_reasons.gpu_idle")
+FIELDS = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
+IDLE_BELOW_MHZ = 600  # idle cards of the Hopper and Ampere boards were seen between 210 and 480 MHz
+
+
+class Setting(NamedTuple):
+    """One setting of one GPU that differs."""
+
+    sentence: str  # with {} for the GPUs
+    command: tuple[str, ...]
+    seen: str
+    wanted: str
+
+
+def value_for(values: dict[str, Any], index: str) -> str:
+    """What is wanted for a GPU, which its index names before `all` does; empty for nothing."""
+    return str(values.get(index, values.get("all", ""))).replace(" ", "")
+
+
+def as_range(value: str) -> tuple[int, int]:
+    """`1830` and `1200,1830` as lowest and highest clock."""
+    try:
+        numbers = [int(word) for word in value.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or numbers[0] > numbers[-1]:
+        raise HostError(f"{value!r} is no clock: give MHz, such as 1830, or a range, such as 1200,1830.")
+    return numbers[0], numbers[-1]
+
+
+def refuse_unlisted(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
+    """Stop before anything is set if a card does not list a clock, or does not allow a power limit."""
+    indexes = {row["index"] for row in rows}
+    for name in ("locked_clocks", "memory_clocks", "power_limit"):
+        unknown = sorted(set(wanted[name]) - indexes - {"all"})
+        if unknown:
+            raise HostError(f"There is no GPU {', '.join(unknown)} on this host; it has {', '.join(sorted(indexes))}.")
+    if wanted["locked_clocks"] or wanted["memory_clocks"]:
+        listed = run(
+            ["nvidia-smi", "--query-supported-clocks=mem,gr", "--format=csv,noheader,nounits"]
+        ).out.splitlines()
+        pairs = [[int(word) for word in line.split(",")] for line in listed if line.strip()]
+        for name, column in (("memory_clocks", 0), ("locked_clocks", 1)):
+            supported = sorted({pair[column] for pair in pairs})
+            for clock in {clock for value in wanted[name].values() for clock in as_range(str(value))}:
+                if clock not in supported:
+                    near = sorted(sorted(supported, key=lambda other, clock=clock: abs(other - clock))[:2])
+                    raise HostError(f"{clock} MHz is no clock of these GPUs; the nearest are {near[0]} and {near[-1]}.")
+    for row in rows:
+        watts, low, high = (
+            value_for(wanted["power_limit"], row["index"]),
+            row["power.min_limit"],
+            row["power.max_limit"],
+        )
+        if watts and not float(low) <= float(watts) <= float(high):
+            raise HostError(f"GPU {row['index']} takes power limits from {low} to {high} W, not {watts} W.")
+
+
+def locked_by_hand(row: dict[str, str]) -> bool:
+    """Whether an idle card stays at a clock that an unlocked one would have left; asked three times within a second."""
+
+    def stays_up(now: dict[str, str]) -> bool:
+        clock, idle = int(now["clocks.sm"]), now["clocks_event_reasons.gpu_idle"] == "Active"
+        return idle and now["utilization.gpu"] == "0" and IDLE_BELOW_MHZ <= clock < int(now["clocks.max.sm"])
+
+    seen = [row]
+    while stays_up(seen[-1]) and seen[-1]["clocks.sm"] == row["clocks.sm"]:
+        if len(seen) == 3:
+            return True
+        time.sleep(0.4)
+        seen += [now for now in query_gpus(FIELDS) if now["index"] == row["index"]]
+    return False
+
+
+def graphics_clock(row: dict[str, str], wanted: str, record: dict[str, Any]) -> Iterator[Setting]:
+    """The graphics clock, judged by the clock at which the card runs, and by what an earlier run locked."""
+    index, clock = row["index"], int(row["clocks.sm"])
+    if not wanted:
+        if index in record["graphics"] or locked_by_hand(row):
+            yield Setting("Unlocked the graphics clock of {}.", ("-rgc",), f"held at {clock} MHz", "unlocked")
+        return
+    low, high = as_range(wanted)
+    is_slowed = any(row[reason] == "Active" for reason in SLOWDOWNS)
+    too_slow = clock < low and not is_slowed and index not in record["quiet"]
+    if record["graphics"].get(index) != wanted or too_slow or clock > high:
+        text = f"{low} MHz" if low == high else f"{low} to {high} MHz"
+        sentence = f"Locked the graphics clock of {{}} at {text}."
+        yield Setting(sentence, ("-lgc", f"{low},{high}"), f"{clock} MHz", text)
+
+
+def memory_clock(row: dict[str, str], wanted: str, record: dict[str, Any]) -> Iterator[Setting]:
+    """The memory clock; a low one where none is wanted may be the card's own choice, and is left."""
+    index, clock = row["index"], row["clocks.mem"]
+    if wanted:
+        low, high = as_range(wanted)
+        if record["memory"].get(index) != wanted or not low <= int(clock) <= high:
+            yield Setting(
+                f"Locked the memory clock of {{}} at {high} MHz.", ("-lmc", f"{low},{high}"), f"{clock} MHz", wanted
+            )
+    elif index in record["memory"]:
+        yield Setting("Unlocked the memory clock of {}.", ("-rmc",), f"held at {clock} MHz", "unlocked")
+
+
+def modes(row: dict[str, str], wanted: dict[str, Any]) -> Iterator[Setting]:
+    """Persistence, power limit, compute mode, ECC and MIG."""
+    if row["persistence_mode"] != "Enabled":
+        yield Setting("Turned on persistence mode of {}.", ("-pm", "1"), row["persistence_mode"], "Enabled")
+    watts = value_for(wanted["power_limit"], row["index"]) or row["power.default_limit"]
+    if watts != "[N/A]" and float(row["power.limit"]) != float(watts):
+        text = f"{float(watts):.0f} W"
+        yield Setting(f"Set the power limit of {{}} to {text}.", ("-pl", watts), f"{row['power.limit']} W", text)
+    mode = wanted["compute_mode"]
+    if row["compute_mode"] != mode:
+        yield Setting(f"Set the compute mode of {{}} to {mode}.", ("-c", mode.upper()), row["compute_mode"], mode)
+    for name, switch in (("ecc", "-e"), ("mig", "-mig")):
+        is_on, seen = wanted[name], row[f"{name}.mode.pending"]
+        text = "Enabled" if is_on else "Disabled"
+        if seen not in (text, "[N/A]"):
+            sentence = f"{text} {name.upper()} mode of {{}}; it takes effect after a reset or a reboot."
+            yield Setting(sentence, (switch, "1" if is_on else "0"), seen, text)
+
+
+def differing(row: dict[str, str], wanted: dict[str, Any], record: dict[str, Any]) -> Iterator[Setting]:
+    """Every setting of one GPU that differs."""
+    index = row["index"]
+    yield from modes(row, wanted)
+    yield from graphics_clock(row, value_for(wanted["locked_clocks"], index), record)
+    yield from memory_clock(row, value_for(wanted["memory_clocks"], index), record)
+
+
+def virgin_rows(wanted: dict[str, Any]) -> list[dict[str, str]]:
+    """GPUs as the driver will first show them, on a host that has none yet: nothing set, limits unknown."""
+    modes_now = {"persistence_mode": "Enabled", "compute_mode": "Default", "ecc.mode.pending": "Enabled"}
+    modes_now = {
+        **modes_now,
+        "mig.mode.pending": "Disabled",
+        **dict.fromkeys(("power.limit", "power.default_limit"), str(wanted["expected"].get("watts", 0))),
+    }
+    bounds = {"power.min_limit": "0", "power.max_limit": "inf", "clocks.sm": "0", "clocks.mem": "0"}
+    fields = {**dict.fromkeys(FIELDS, "0"), **modes_now, **bounds}
+    return [{**fields, "index": str(index)} for index in range(wanted["expected"].get("count", 0))]
