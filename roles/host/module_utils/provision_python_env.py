@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,14 @@ def build(params: dict[str, Any], target: str, wanted: str) -> None:
     folder = Path("/run/provision", f"{params['unit']}.input")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    wheels = []
-    for name, content in map(wheel, params["local_packages"]):
-        (folder / name).write_bytes(content)
-        wheels.append(str(folder / name))
-    (folder / "wanted.json").write_text(wanted, encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join([*params["requirements"], *wheels, ""]), encoding="utf-8")
-    (folder / "excludes.txt").write_text("\n".join([*params["excludes"], ""]), encoding="utf-8")
-    run_unit(params["unit"], BUILD, environment(params, target, str(folder)))
+    try:
+        wheels = []
+        for name, content in map(wheel, params["local_packages"]):
+            (folder / name).write_bytes(content)
+            wheels.append(str(folder / name))
+        (folder / "wanted.json").write_text(wanted, encoding="utf-8")
+        (folder / "requirements.txt").write_text("\n".join([*params["requirements"], *wheels, ""]), encoding="utf-8")
+        (folder / "excludes.txt").write_text("\n".join([*params["excludes"], ""]), encoding="utf-8")
+        run_unit(params["unit"], BUILD, environment(params, target, str(folder)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from typing import Mapping
 from ansible.module_utils.provision_host import HostError, run, write_file
 
 WORK = "/run/provision"
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 CA_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
 
@@ -32,11 +33,13 @@ def ca_environment() -> dict[str, str]:
 def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str = "root") -> None:
     """Run a shell script as the unit and wait; an end other than 0 is a HostError that quotes its journal.
 
-    The environment goes through a file that only root can read: arguments and a unit's properties are for all to see.
+    It inherits the caller's proxies. The environment goes through a file that only root can read: arguments and the
+    properties of a unit are for all to see.
     """
     folder = Path(WORK, unit)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lines = (f'{name}="{_quoted(value)}"\n' for name, value in sorted(environment.items()))
+    proxies = {name: os.environ[name] for name in PROXIES if os.environ.get(name)}
+    lines = (f'{name}="{_quoted(value)}"\n' for name, value in sorted({**proxies, **environment}.items()))
     write_file(str(folder / "environment"), "".join(lines), 0o600)
     argv = ["systemd-run", "--quiet", "--wait", "--collect", f"--unit={unit}", f"--uid={user}"]
     argv += [f"--property=EnvironmentFile={folder}/environment", "--property=Nice=5", "/bin/sh", "-euc", script]
