@@ -21,19 +21,32 @@ SKEW = 900  # seconds
 _LIBRARY = "usr/lib/lab-hardware/libfaketime.so.1"
 _SETTING = "etc/faketimerc"
 _PRELOAD = "etc/ld.so.preload"
+# sshd shuts a connection's first process in a sandbox that may open no file, so it is told by its environment instead.
+_SSHD = "etc/systemd/system/ssh.service.d/lab-clock.conf"
 
 
 def skew(host: LabHost) -> None:
     """Set the host's clock ahead by `SKEW` seconds."""
     shutil.copyfile(_library(), host.root / _LIBRARY)
     (host.root / _SETTING).write_text(f"+{SKEW}\n", encoding="ascii")
+    (host.root / _SSHD).parent.mkdir(exist_ok=True)
+    (host.root / _SSHD).write_text(
+        f"[Service]\nEnvironment=FAKETIME=+{SKEW} FAKETIME_DISABLE_SHM=1\n", encoding="ascii"
+    )
     (host.root / _PRELOAD).write_text(f"/{_LIBRARY}\n", encoding="ascii")
+    _restart_sshd(host)
 
 
 def correct(host: LabHost) -> None:
     """Right the clock again."""
-    for name in (_PRELOAD, _SETTING, _LIBRARY):
+    for name in (_PRELOAD, _SSHD, _SETTING, _LIBRARY):
         (host.root / name).unlink(missing_ok=True)
+    _restart_sshd(host)
+
+
+def _restart_sshd(host: LabHost) -> None:
+    host.run(["systemctl", "daemon-reload"])
+    host.run(["systemctl", "try-restart", "ssh.service"])
 
 
 def _library() -> Path:
