@@ -18,7 +18,8 @@ from provision.stack import vllm_arguments
 
 TENSOR, PIPELINE = "vllm_tensor_parallel_size", "vllm_pipeline_parallel_size"
 TIMES = "\N{MULTIPLICATION SIGN}"
-DEFAULTS_ASKED = (TENSOR, PIPELINE, "ray_num_gpus", "serving_env_build")
+ENDPOINT = ("vllm_host", "vllm_port", "vllm_served_model_name", "vllm_api_key")
+DEFAULTS_ASKED = (TENSOR, PIPELINE, "ray_num_gpus", "serving_env_build", *ENDPOINT)
 
 
 def check_replicas(fleet: Fleet, raw: RawInventory, index: LineIndex) -> list[Problem]:

@@ -161,6 +161,7 @@ def _host(raw: RawHost) -> Host:
         ssh_args=tuple(shlex.split(" ".join([*args, shared_args]))),
         variables=raw.variables,
         groups=raw.groups,
+        defaults=raw.defaults,
     )
 
 

@@ -11,7 +11,10 @@ from provision.stack import Stack
 
 @dataclass(frozen=True)
 class Host:
-    """One server: how to reach it, and every variable that the inventory gives it (resolved, without role defaults)."""
+    """One server: how to reach it, and every variable that the inventory gives it (resolved).
+
+    `defaults` are the roles' defaults as they come out on this host, of the few settings that the controller uses itself.
+    """
 
     name: str
     address: str
@@ -21,6 +24,12 @@ class Host:
     ssh_args: tuple[str, ...]
     variables: Mapping[str, object] = field(repr=False)
     groups: tuple[str, ...]
+    defaults: Mapping[str, object] = field(repr=False, default_factory=dict)
+
+    def setting(self, name: str) -> object:
+        """The value of a variable on this host: the inventory's, or the role's default."""
+        value = self.variables.get(name)
+        return self.defaults.get(name) if value is None else value
 
     @property
     def ray_address(self) -> str:
