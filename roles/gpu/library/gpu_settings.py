@@ -56,9 +56,9 @@ options:
     type: bool
     default: false
   expected:
-    description: How many GPUs the host has, for foretelling on a host that has no driver yet.
-    type: int
-    default: 0
+    description: The GPUs of the host, C(count) and default power limit (C(watts)), for a host without a driver.
+    type: dict
+    default: {}
   restored_by:
     description: The unit that applies the settings after each start of the persistence daemon.
     type: str
@@ -124,7 +124,7 @@ def group(settings: list[tuple[str, Setting]]) -> dict[Setting, list[tuple[str, 
 
 def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> Iterator[Change]:
     """What differs, one change for all GPUs that need it; `rows` receives what nvidia-smi shows."""
-    quiet: dict[str, str] = json.loads(read_text(RECORD) or "{}")
+    record: dict[str, Any] = {"graphics": {}, "memory": {}, "quiet": [], **json.loads(read_text(RECORD) or "{}")}
     wait_until_restored(wanted["restored_by"])
     rows += query_gpus(FIELDS)
     if not rows and not check_mode:
@@ -134,7 +134,7 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
     if rows and check_mode and restored_later(wanted["restored_by"]):
         return
     found = [
-        (row["index"], setting) for row in rows or virgin_rows(wanted) for setting in differing(row, wanted, quiet)
+        (row["index"], setting) for row in rows or virgin_rows(wanted) for setting in differing(row, wanted, record)
     ]
     for setting, members in group(found).items():
         indexes = [index for index, _ in members]
@@ -142,12 +142,11 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
             setting.sentence.format(f"GPU{'s' if len(indexes) > 1 else ''} {', '.join(indexes)}"),
             lambda indexes=indexes, setting=setting: run(["nvidia-smi", "-i", ",".join(indexes), *setting.command]),
             f"nvidia-smi {setting.command[0]}",
-            "".join(f"GPU {index}: {member.seen}\n" for index, member in members),
+            "".join(f"GPU {index}: {member.seen if rows else 'no driver yet'}\n" for index, member in members),
             "".join(f"GPU {index}: {member.wanted}\n" for index, member in members),
         )
-    just_locked = {index for index, setting in found if setting.command[0] == "-lgc"}
-    if just_locked and not check_mode:
-        remember_quiet(wanted, quiet, just_locked)
+    if not check_mode and any(setting.command[0] in ("-lgc", "-rgc", "-lmc", "-rmc") for _, setting in found):
+        remember(wanted, record, {index for index, setting in found if setting.command[0] == "-lgc"})
 
 
 def remember(wanted: dict[str, Any], before: dict[str, Any], just_locked: set[str]) -> None:
@@ -185,7 +184,7 @@ def main() -> None:
         "compute_mode": {"type": "str", "choices": modes_of, "default": "Default"},
         "ecc": {"type": "bool", "default": True},
         "mig": {"type": "bool", "default": False},
-        "expected": {"type": "int", "default": 0},
+        "expected": {"type": "dict", "default": {}},
         "restored_by": {"type": "str", "default": ""},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
