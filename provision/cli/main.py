@@ -21,6 +21,8 @@ from provision.state import state_dir
 # name, where its click command is, what it does
 COMMANDS = [
     ("bootstrap", "provision.cli.bootstrap:bootstrap", "Bring every host to what the inventory says; the whole job."),
+    ("status", "provision.cli.status:status", "What is: hosts, GPUs, units, Ray nodes, model, health."),
+    ("ask", "provision.cli.ask:ask", "Ask the served model one question."),
     ("lab", "provision.cli.lab:lab", "Simulated hosts, to rehearse an inventory before touching machines."),
     ("vars", "provision.cli.vars:variables", "The variables that an inventory may set, with types and defaults."),
     ("init", "provision.cli.init:init", "Start an inventory from an example."),

@@ -13,7 +13,7 @@ from provision.stack import Stack
 class Host:
     """One server: how to reach it, and every variable that the inventory gives it (resolved).
 
-    `defaults` are the roles' defaults as they come out on this host, of the few settings that the controller uses itself.
+    `defaults` are the roles' defaults as they come out on this host, of the settings that the controller itself uses.
     """
 
     name: str

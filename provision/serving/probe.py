@@ -1,7 +1,7 @@
 """Runs on a host, as root, fed to its Python on standard input: one JSON object of what is true there now.
 
 Standard library only, Python 3.9 and later. Its argument is a JSON object: `units` (names to look at) and
-`endpoint` (`url`, `model`, `key_file`; null where no API runs on this host).
+`endpoint` (`url`, `model`, `key_file`, and `ray` if the replica spans hosts; null where no API runs on this host).
 """
 
 from __future__ import annotations
