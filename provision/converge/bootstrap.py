@@ -56,7 +56,9 @@ def bootstrap(
             journal.text(line)
             on_text(line)
 
-        run = _Run(fleet, hosts, chosen, Recorder([host.name for host in hosts], chosen, journal.id, emit), journal)
+        run = _Run(
+            fleet, hosts, chosen, Recorder([host.name for host in hosts], ("reach", *chosen), journal.id, emit), journal
+        )
         run.recorder.send("run_started", **{key: facts[key] for key in ("inventory", "hosts", "stages", "check")})
         return run.go(check, forks or min(MOST_FORKS, len(hosts)), verbosity, text)
 
@@ -89,10 +91,12 @@ class _Run:
         return self._result(check, interrupted, time.monotonic() - start)
 
     def reach(self) -> None:
+        self.recorder.begin("reach")
         for found in reach(self.hosts):
             if trouble := found.trouble:
                 failure = Failure("reach", trouble.kind, trouble.message, trouble.hint, trouble.unreachable)
                 self.recorder.refuse(found.host, failure)
+        self.recorder.finish_stage()
 
     def _source(self, left_out: Sequence[str]) -> Path:
         """One more inventory source: it tells the plays each host's replica, and which hosts to treat as failed."""

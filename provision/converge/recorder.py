@@ -31,22 +31,21 @@ class Recorder:
         self._stage_start = 0.0
         self._complaint = ""
 
-    def send(self, kind: str, **fields: object) -> None:
+    def send(self, kind: str, /, **fields: object) -> None:
         """Emit one event."""
         self._emit({"type": kind, "time": now(), "run": self._run, **fields})
 
     def refuse(self, host: str, failure: Failure) -> None:
         """A host that is left out from the start."""
         self.hosts[host].failure = failure
-        self.send(
-            "host_refused", host=host, unreachable=failure.unreachable, message=failure.message, hint=failure.hint
-        )
+        said = {"unreachable": failure.unreachable, "message": failure.message, "hint": failure.hint}
+        self.send("host_refused", host=host, kind=failure.task, **said)
 
     def runner_event(self, event: Mapping[str, Any]) -> None:
         """Take one event of ansible-runner."""
         kind, data = str(event.get("event")), event.get("event_data") or {}
         if kind == "playbook_on_play_start":
-            self._play(str(data.get("name") or data.get("play")))
+            self.begin(str(data.get("name") or data.get("play")))
         elif kind == "runner_on_start" and self._known(data):
             self.running[data["host"]] = (self._stage or "", str(data["task"]))
             self.send("task_started", host=data["host"], stage=self._stage, task=str(data["task"]))
@@ -57,26 +56,28 @@ class Recorder:
         elif kind == "error" or "[ERROR]" in str(event.get("stdout") or ""):
             self._complaint += str(event.get("stdout") or "") + "\n"
 
+    def begin(self, stage: str) -> None:
+        """A stage begins, and so the one before it ends. Plays that are no stage asked for are passed over."""
+        self.finish_stage()
+        if stage in self.stages:
+            self._stage, self._stage_start = stage, time.monotonic()
+            self.send("stage_started", stage=stage)
+
+    def finish_stage(self) -> None:
+        """End the stage that runs now, if one does."""
+        if self._stage:
+            self.send("stage_finished", stage=self._stage, seconds=round(time.monotonic() - self._stage_start, 2))
+        self._stage = None
+
     def end(self, code: int) -> None:
         """Ansible ended, with its own exit code; one that no host accounts for is an error of the run."""
-        self._end_stage()
+        self.finish_stage()
         if code and not any(host.failure for host in self.hosts.values()):
             reason = self._complaint.strip().replace("[ERROR]: ", "")
             self.error = reason or f"Ansible ended with code {code} and gave no reason."
 
     def _known(self, data: Mapping[str, Any]) -> bool:
         return self._stage is not None and data.get("host") in self.hosts
-
-    def _play(self, name: str) -> None:
-        self._end_stage()
-        if name in self.stages:
-            self._stage, self._stage_start = name, time.monotonic()
-            self.send("stage_started", stage=name)
-
-    def _end_stage(self) -> None:
-        if self._stage:
-            self.send("stage_finished", stage=self._stage, seconds=round(time.monotonic() - self._stage_start, 2))
-        self._stage = None
 
     def _task(self, outcome: str, data: Mapping[str, Any], text: str) -> None:
         host, task, result = self.hosts[data["host"]], str(data["task"]), data.get("res") or {}

@@ -60,7 +60,7 @@ class Unresolved:
 class RawHost:
     """One host as Ansible sees it: variables resolved to plain Python, groups from the closest outwards.
 
-    `defaults` holds the roles' defaults as they come out on this host, for the few that the checks ask about.
+    `defaults` holds roles' defaults as they come out on this host: of those asked for, the ones that resolve.
     """
 
     name: str
@@ -93,7 +93,7 @@ def read(sources: Iterable[Path], context: Mapping[str, object], asked: Iterable
         hosts[str(host.name)] = RawHost(
             name=str(host.name),
             variables={str(name): _template(templar, value) for name, value in own.items() if name not in MAGIC},
-            defaults={name: _template(templar, trusted[name]) for name in asked if name in trusted},
+            defaults=_defaults(templar, {name: trusted[name] for name in asked if name in trusted}),
             groups=tuple(str(group.name) for group in sorted(host.get_groups(), key=lambda g: (-g.depth, g.name))),
         )
     return RawInventory(
@@ -146,6 +146,11 @@ def _silence() -> None:
     display = Display()
     for method in ("warning", "deprecated", "display", "error"):
         setattr(display, method, lambda *_args, **_kwargs: None)
+
+
+def _defaults(templar: Templar, values: Mapping[str, object]) -> dict[str, object]:
+    found = {name: _template(templar, value) for name, value in values.items()}
+    return {name: value for name, value in found.items() if not isinstance(value, Unresolved)}
 
 
 def _trusted(value: object) -> object:

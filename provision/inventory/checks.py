@@ -112,16 +112,13 @@ class _Checks:
         declared = self.number(host, "ray_num_gpus")
         if declared is not None:
             return declared
-        if self.value(host, "serving_env_build") == "cpu":
+        if host.setting("serving_env_build") == "cpu":
             return 1
         profile = self.profiles.get(str(host.variables.get("hardware_profile")))
         return int(profile["gpus"]["count"]) if profile else None
 
-    def value(self, host: Host, name: str) -> object:
-        return host.variables.get(name, self.raw.hosts[host.name].defaults.get(name))
-
     def number(self, host: Host, name: str) -> int | None:
-        text = str(self.value(host, name))
+        text = str(host.setting(name))
         return int(text) if text.isdigit() else None
 
     def at(self, host: Host, variable: str, message: str, hint: str | None = None) -> Problem:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from provision.cli.summary import summary
+from provision.converge import Change, Failure, HostResult, Result
+from provision.converge.result import Difference
+
+INVENTORY = Path("inventory/prod")
+
+
+@pytest.fixture
+def told(tmp_path):
+    log = tmp_path / "ansible.log"
+    log.write_text("x")
+
+    def told(*hosts: HostResult, full: bool = False, **fields) -> list[str]:
+        result = Result(
+            "id",
+            tmp_path,
+            log,
+            hosts={host.name: host for host in hosts},
+            **{"check": False, "seconds": 1.23, **fields},
+        )
+
+        class Fleet:
+            sources = (INVENTORY,)
+            lab = False
+
+        text = "\n".join(summary(result, Fleet(), INVENTORY, full))
+        return [line.rstrip() for line in Text.from_markup(text).plain.splitlines()]
+
+    return told
+
+
+def changed(name: str, *changes: Change) -> HostResult:
+    return HostResult(name, changes=list(changes))
+
+
+SYSCTL = Change("host", "Set kernel tunables", ("Set vm.swappiness to 10 (was 60).",), ())
+FILE = Change("ray", "Write", (), (Difference("/etc/x", "a", "b"), Difference("/etc/y", "1\n2\n3\n", "1\n2\n4\n5\n")))
+
+
+def test_nothing_to_do_is_one_line(told):
+    assert told(HostResult("n1"), HostResult("n2")) == ["2 hosts verified in 1.2 s: nothing to change."]
+
+
+def test_hosts_with_the_same_changes_stand_together(told):
+    assert told(changed("n1", SYSCTL), changed("n2", SYSCTL), changed("n3", FILE), seconds=83) == [
+        "n1, n2",
+        "  host        Set vm.swappiness to 10 (was 60).",
+        "",
+        "n3",
+        "  ray         /etc/x  a → b",
+        "              /etc/y  +2 -1 lines",
+        "",
+        "3 hosts: 4 changes made, in 1 min 23 s.",
+    ]
+
+
+def test_diff_shows_what_changed_in_files(told):
+    assert {"                -3", "                +4"} <= set(told(changed("n3", FILE), full=True))
+
+
+def test_a_long_stage_is_cut_short(told):
+    many = Change("host", "x", tuple(f"Did {n}." for n in range(20)), ())
+    lines = told(changed("n1", many))
+    assert len(lines) == 11
+    assert lines[8] == "              and 13 more"
+    assert len(told(changed("n1", many), full=True)) == 23
+
+
+def test_check_mode_says_that_nothing_was_done(told):
+    assert told(changed("n1", SYSCTL), check=True)[-2:] == [
+        "1 host: 1 change pending, nothing was done, in 1.2 s.",
+        "Apply them:  provision bootstrap inventory/prod",
+    ]
+
+
+def test_failures_say_what_and_what_next(told, tmp_path):
+    refused = HostResult("n1", failure=Failure("reach", "changed_key", "its SSH host key has changed.", "Do this."))
+    broken = HostResult("n2", failure=Failure("driver", "Install the driver", "[E] No such version.\nline 2"))
+    spared = HostResult("n3", held_back=("ray", "vllm"), because="n2")
+    assert told(refused, broken, spared) == [
+        "n1: its SSH host key has changed.",
+        "  Do this.",
+        "n2: driver: Install the driver: [E] No such version.",
+        "  line 2",
+        "n3: ray, vllm not run, since n2 of the same replica failed.",
+        "3 hosts: 0 changes made, 2 hosts failed, in 1.2 s.",
+        f"Log: {tmp_path}/ansible.log",
+    ]
+
+
+def test_an_interrupt_says_where_it_stands(told):
+    lines = told(HostResult("n1"), interrupted=True, running={"n1": ("driver", "Install the driver")})
+    assert lines[:3] == [
+        "Interrupted after 1.2 s.",
+        "  n1 was in driver: Install the driver",
+        "  What had started on a host runs to its end there. Run the same command again to go on.",
+    ]
