@@ -14,7 +14,7 @@ from typing import Any
 from provision.inventory import Fleet, Host, Replica
 from provision.serving.endpoint import Endpoint
 from provision.ssh.connect import connection
-from provision.ssh.trouble import explain
+from provision.ssh.trouble import explain, misconfigured
 
 AT_ONCE = 64
 ANSWER_TIMEOUT_S = 90
@@ -54,7 +54,7 @@ class HostStatus:
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """One replica: where it answers, and whether it just did; `canary` is the probe's, None if the head told nothing."""
+    """One replica: where it answers, and whether it just did. `canary` is None if the head told nothing."""
 
     replica: Replica
     endpoint: Endpoint
@@ -104,7 +104,10 @@ def _ask(replica: Replica, host: Host) -> HostStatus:
     argument = json.dumps({"units": [*DRIVER_UNITS, *HEAD_UNITS, *WORKER_UNITS], "endpoint": _canary(replica, host)})
     source = (files("provision.serving") / "probe.py").read_text(encoding="utf-8")
     command = f"sudo -n python3 - {shlex.quote(argument)}"
-    link = connection(host)
+    try:
+        link = connection(host)
+    except Exception as error:  # noqa: BLE001  a word in the user's ssh_config, or a port that is none
+        return HostStatus(host, replica, {}, misconfigured(host, error).message)
     try:
         with link:
             done = link.run(command, hide=True, warn=True, timeout=ANSWER_TIMEOUT_S, in_stream=io.StringIO(source))
