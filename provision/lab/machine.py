@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import ipaddress
 import os
 import re
@@ -48,6 +49,8 @@ def require_tools() -> None:
     if packages:
         names = " ".join(packages)
         raise LabError(f"The lab misses programs on this machine. Install them: apt-get install --yes {names}")
+    if not importlib.util.find_spec("mfusepy"):
+        raise LabError("The lab misses the Python package mfusepy. Install it: pip install 'provision[lab]'")
     if not Path("/dev/fuse").exists():
         raise LabError("The lab simulates kernel files with FUSE, and /dev/fuse is missing. Load it: modprobe fuse")
 

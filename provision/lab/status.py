@@ -12,7 +12,8 @@ from provision.lab.host import LabHost
 
 @dataclass(frozen=True)
 class HostStatus:
-    """One host. `state` is `off`, `held` (in a reboot that does not end), `booting`, or systemd's own word.
+    """One host. `state` is `off`, `held` (in a reboot that does not end), `booting`, `unsupervised` (it would not come
+    back from a reboot; `up` repairs that), `hangs`, or systemd's own word.
 
     `leader` is the host's PID 1 on this machine; `memory` and `disk` are bytes that it takes.
     """
@@ -54,9 +55,10 @@ def as_json(fleet: LabFleet) -> dict[str, object]:
 
 
 def _state(host: LabHost) -> str:
+    running = host.running_leader() is not None
     if not host.on:
-        return "off"
-    if host.running_leader() is None:
+        return "unsupervised" if running else "off"
+    if not running:
         return "held" if host.hold_file.exists() else "booting"
     answer = host.run(["timeout", "3", "systemctl", "is-system-running"], check=False).stdout.strip()
     return {"starting": "booting", "initializing": "booting", "": "hangs"}.get(answer, answer)
