@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.table import Table
 
@@ -24,17 +25,32 @@ if TYPE_CHECKING:
 _Path = click.Path(path_type=Path)
 
 
+def _complete_hosts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from provision.lab.fleet import fleets  # noqa: PLC0415 (the rest of the command starts faster without it)
+
+    names = sorted({host for fleet in fleets() for host in fleet.hosts})
+    hosts = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return hosts or _Path.shell_complete(context, parameter, incomplete)
+
+
+def _complete_faults(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from provision.lab.hardware.faults import FAULTS  # noqa: PLC0415
+
+    faults = [CompletionItem(name) for name in sorted(FAULTS) if incomplete and name.startswith(incomplete)]
+    return faults or _complete_hosts(context, parameter, incomplete)
+
+
 @click.group()
 def lab() -> None:
     """Simulated hosts: real systemd and SSH in containers, simulated GPUs."""
 
 
-@lab.command()
+@lab.command(short_help="Bring a fleet up, or what is missing of it.")
 @click.argument("inventory", type=_Path, required=False)
 @click.option("--hosts", type=click.IntRange(1, 240), help="Make so many alike hosts instead of the inventory's own.")
 def up(inventory: Path | None, hosts: int | None) -> None:
     """Bring up one host for each host of INVENTORY, or whatever is missing of them."""
-    from provision.lab import fleet  # noqa: PLC0415 (the rest of the command starts faster without it)
+    from provision.lab import fleet  # noqa: PLC0415
 
     if inventory is None and hosts is None:
         raise UsageError("Which hosts? `provision lab up INVENTORY`, or `provision lab up --hosts 2` without one.")
@@ -47,7 +63,7 @@ def up(inventory: Path | None, hosts: int | None) -> None:
     click.echo(f"Next: provision bootstrap {inventory or made.overlay}")
 
 
-@lab.command()
+@lab.command(short_help="Take a fleet away, whole.")
 @click.argument("inventory", type=_Path, required=False)
 @click.option("--all", "every", is_flag=True, help="Take every fleet of yours down.")
 def down(inventory: Path | None, every: bool) -> None:
@@ -66,7 +82,7 @@ def down(inventory: Path | None, every: bool) -> None:
         click.echo("No fleet was up")
 
 
-@lab.command()
+@lab.command(short_help="Show the hosts of a fleet, or of all.")
 @click.argument("inventory", type=_Path, required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def status(inventory: Path | None, as_json: bool) -> None:
@@ -84,8 +100,14 @@ def status(inventory: Path | None, as_json: bool) -> None:
         click.echo("No fleet is up. Start one: provision lab up INVENTORY")
 
 
-@lab.command(context_settings={"ignore_unknown_options": True})
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[INVENTORY] HOST [-- COMMAND...]")
+@lab.command(short_help="Log in on a host, or run a command.", context_settings={"ignore_unknown_options": True})
+@click.argument(
+    "words",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[INVENTORY] HOST [-- COMMAND...]",
+    shell_complete=_complete_hosts,
+)
 def ssh(words: tuple[str, ...]) -> None:
     """Log in on a host, or run a command there, as the fleet's user (who has sudo)."""
     from provision.lab import login  # noqa: PLC0415
@@ -96,8 +118,8 @@ def ssh(words: tuple[str, ...]) -> None:
     os.execvp(command[0], [*command, *words[takes:]])  # noqa: S606 (no shell)
 
 
-@lab.command()
-@click.argument("words", nargs=-1, metavar="[INVENTORY] HOST")
+@lab.command(short_help="Reboot a host, or switch it on.")
+@click.argument("words", nargs=-1, metavar="[INVENTORY] HOST", shell_complete=_complete_hosts)
 @click.option("--hard", is_flag=True, help="Cut the power instead of asking the host.")
 def reboot(words: tuple[str, ...], hard: bool) -> None:
     """Reboot a host and wait until it answers; a host that is off is switched on."""
@@ -120,8 +142,8 @@ class _FaultCommand(click.Command):
             formatter.write_dl([(name, fault.help) for name, fault in sorted(FAULTS.items())])
 
 
-@lab.command("break", cls=_FaultCommand)
-@click.argument("words", nargs=-1, metavar="[INVENTORY] HOST FAULT")
+@lab.command("break", cls=_FaultCommand, short_help="Break a host on purpose.")
+@click.argument("words", nargs=-1, metavar="[INVENTORY] HOST FAULT", shell_complete=_complete_faults)
 def break_(words: tuple[str, ...]) -> None:
     """Break a host in one of the ways listed below."""
     from provision.lab.hardware.faults import FAULTS  # noqa: PLC0415
@@ -131,8 +153,8 @@ def break_(words: tuple[str, ...]) -> None:
     click.echo(f"{host.name}: {fault}. Undo: provision lab mend {' '.join(words)}")
 
 
-@lab.command(cls=_FaultCommand)
-@click.argument("words", nargs=-1, metavar="[INVENTORY] HOST FAULT")
+@lab.command(cls=_FaultCommand, short_help="Take a fault back.")
+@click.argument("words", nargs=-1, metavar="[INVENTORY] HOST FAULT", shell_complete=_complete_faults)
 def mend(words: tuple[str, ...]) -> None:
     """Take back what `provision lab break` did to a host."""
     from provision.lab.hardware.faults import FAULTS  # noqa: PLC0415

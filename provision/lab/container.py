@@ -190,6 +190,10 @@ def last_words(host: LabHost) -> str:
 
 
 def require_running(host: LabHost) -> None:
-    """An error, with its last words, if the host has no power."""
+    """An error, with its last words, if the host has no power or does not come back from a reboot."""
+    if host.hold_file.exists() and host.running_leader() is None:
+        raise LabError(
+            f"{host.name} hangs in a reboot, as it was told to: provision lab mend {host.name} hang-at-reboot"
+        )
     if not host.on:
         raise LabError(f"{host.name} went off while it booted; the last that was seen of it:\n{last_words(host)}")

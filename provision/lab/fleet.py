@@ -79,13 +79,14 @@ def up(inventory: Path, *, hosts: int | None = None, report: Callable[[str], Non
         services.prepare(directory)
         served = _services(directory, net)
         made = _hosts(directory, net, tree, wanted)
-        report(f"Booting {len(made)} hosts")
-        for host in made:
+        asleep = [host for host in made if not host.on]
+        report(f"Booting {len(asleep)} of {len(made)} hosts")
+        for host in asleep:
             host.power_on()
         urls = {service.name: f"http://{net.gateway}:{service.port}" for service in served}
         common = overlay.world(directory, f"{urls['apt']}/apt", urls["hub"])
         login.trust(directory, made)
-        login.await_answers(directory, made, report)
+        login.await_answers(directory, made, report, seconds=login.BOOT if asleep else login.AWAKE)
         overlay.write(directory, made, common, _REPLICA if hosts is not None else None)
         fleet = _read(directory)
     if fleet is None:

@@ -13,7 +13,8 @@ from provision.lab.host import LabHost
 USER = "ops"
 KEY = "ssh_key"
 HOST_KEY = "ssh_host_ed25519_key"
-_BOOT = 120  # seconds until a host must answer
+BOOT = 120  # seconds until a host that was switched on must answer
+AWAKE = 20  # seconds until a host that was on already must
 
 
 def make_keys(directory: Path) -> None:
@@ -68,16 +69,21 @@ def ssh_command(directory: Path, host: LabHost, *options: str) -> list[str]:
     return ["ssh", *key, *ssh_arguments(directory), *options, f"{USER}@{host.address}"]
 
 
-def await_answers(directory: Path, hosts: Sequence[LabHost], report: Callable[[str], None]) -> None:
-    """Wait until each host lets the fleet's user in."""
-    deadline = time.monotonic() + _BOOT
+def await_answers(
+    directory: Path, hosts: Sequence[LabHost], report: Callable[[str], None], *, seconds: int = BOOT
+) -> None:
+    """Wait until each host lets the fleet's user in, or say what was last seen of those that do not."""
+    deadline = time.monotonic() + seconds
     waiting = list(hosts)
     while waiting:
         report(f"Booting: {len(hosts) - len(waiting)} of {len(hosts)} hosts answer")
         waiting = [host for host in waiting if not _answers(directory, host)]
         if waiting and time.monotonic() > deadline:
             words = "\n".join(f"{host.name}:\n{container.last_words(host)}" for host in waiting)
-            raise LabError(f"No answer over SSH within {_BOOT} s. The last that was seen:\n{words}")
+            raise LabError(
+                f"No answer over SSH within {seconds} s. The last that was seen:\n{words}\n"
+                f"  Cut the power: provision lab reboot --hard {waiting[0].name}"
+            )
         for host in waiting:
             container.require_running(host)
         time.sleep(0.1 if waiting else 0)

@@ -12,9 +12,10 @@ from provision.lab.host import LabHost
 
 @dataclass(frozen=True)
 class HostStatus:
-    """One host. `state` is `off`, `held` (in a reboot that does not end), `booting`, `unsupervised` (it would not come
-    back from a reboot; `up` repairs that), `hangs`, or systemd's own word.
+    """One host.
 
+    `state` is `off`, `held` (in a reboot that does not end), `booting`, `unsupervised` (it would not come back from a
+    reboot; `up` repairs that), `hangs`, or systemd's own word.
     `leader` is the host's PID 1 on this machine; `memory` and `disk` are bytes that it takes.
     """
 
