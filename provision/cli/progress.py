@@ -19,6 +19,7 @@ from provision.converge.journal import Event
 from provision.inventory import Fleet
 
 REFRESHES = 4  # a second
+NAMED = 4  # replicas in the title
 
 
 class Display:
@@ -36,13 +37,16 @@ class Plain(Display):
 
     def __init__(self, console: Console, text: bool) -> None:
         self.console, self._text = console, text
+        self._all: list[str] = []
         self._hosts: dict[str, str] = {}
 
     def event(self, event: Event) -> None:
         """Print what is worth a line."""
         kind = event["type"]
-        if kind == "stage_started":
-            self._hosts = {}
+        if kind == "run_started":
+            self._all = event["hosts"]
+        elif kind == "stage_started":
+            self._hosts = dict.fromkeys(self._all, "ok") if event["stage"] == "reach" else {}
         elif kind == "host_refused":
             self._hosts[event["host"]] = "unreachable" if event["unreachable"] else "failed"
         elif kind == "task_finished":
@@ -154,9 +158,14 @@ def progress(fleet: Fleet, inventory: Path, text: bool, quiet: bool) -> Iterator
     elif not console.is_terminal or console.is_dumb_terminal:
         yield Plain(console, text)
     else:
-        lines = Lines(console, f"{inventory} · {len(fleet.replicas)} replicas", text)
+        lines = Lines(console, f"{inventory} · {_replicas(fleet)}", text)
         with lines.live:
             yield lines
+
+
+def _replicas(fleet: Fleet) -> str:
+    names = [replica.name for replica in fleet.replicas]
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _clock(seconds: float) -> str:

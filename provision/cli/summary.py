@@ -137,9 +137,12 @@ def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
         yield f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}: nothing to change."
         return
     would = "pending, nothing was done" if result.check else "made"
-    failed = f", {_count(len(bad), 'host')} failed" if bad else ""
+    said = [f"{_count(changes, 'change')} {would}" if changes else "nothing changed"]
+    for status, word in (("failed", "failed"), ("unreachable", "unreachable"), ("held_back", "held back")):
+        count = sum(host.status == status for host in hosts)
+        said += [f"{count} {word}"] if count else []
     if not (result.error or result.interrupted):
-        yield f"{_count(len(hosts), 'host')}: {_count(changes, 'change')} {would}{failed}, in {_time(result.seconds)}."
+        yield f"{_count(len(hosts), 'host')}: {', '.join(said)}, in {_time(result.seconds)}."
     if result.check and changes and not bad:
         yield f"Apply them:  provision bootstrap {escape(str(inventory))}{' --lab' if _rehearsed(fleet) else ''}"
     if bad or result.error or result.interrupted:

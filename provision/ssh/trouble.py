@@ -91,7 +91,7 @@ def _changed_key(host: Host, error: BadHostKeyException) -> Trouble:
 
 def _unknown_key(host: Host, error: UnknownHostKeyError) -> Trouble:
     file = known_hosts(connection(host))[0]
-    port = f"-p {host.port} " if host.port else ""
+    port = "" if host.port in (None, SSH_PORT) else f"-p {host.port} "
     return Trouble(
         "unknown_key",
         f"its SSH host key is not known: it shows {_print(error.key)}.",
@@ -156,12 +156,12 @@ def _unreachable(kind: str, message: str, hint: str) -> Trouble:
 
 
 def _where(host: Host) -> str:
-    return f"{host.address}:{host.port}" if host.port else host.address
+    return host.address if host.port in (None, SSH_PORT) else f"{host.address}:{host.port}"
 
 
 def _command(host: Host, *flags: str) -> str:
     words = ["ssh", *flags]
-    words += ["-p", str(host.port)] if host.port else []
+    words += [] if host.port in (None, SSH_PORT) else ["-p", str(host.port)]
     words += ["-i", str(host.key_file)] if host.key_file else []
     return " ".join([*words, f"{host.user}@{host.address}" if host.user else host.address])
 

@@ -90,7 +90,7 @@ def test_failures_say_what_and_what_next(told, tmp_path):
         "n2: driver: Install the driver: [E] No such version.",
         "  line 2",
         "n3: ray, vllm not run, since n2 of the same replica failed.",
-        "3 hosts: 0 changes made, 2 hosts failed, in 1.2 s.",
+        "3 hosts: nothing changed, 2 failed, 1 held back, in 1.2 s.",
         f"Log: {tmp_path}/ansible.log",
     ]
 
