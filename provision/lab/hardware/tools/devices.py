@@ -11,6 +11,8 @@ FRONTEND, UVM = 195, 238
 
 
 def make(hardware: state.Hardware) -> None:
+    if state.state_path() != state.INSIDE:  # not in a host: leave this machine's /dev alone
+        return
     wanted = {}
     if hardware["driver"]["loaded"]:
         wanted = {f"/dev/nvidia{gpu['index']}": (FRONTEND, gpu["index"]) for gpu in hardware["gpus"]}
