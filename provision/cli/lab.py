@@ -231,7 +231,14 @@ def _progress() -> Iterator[Callable[[str], None]]:
     """Say what goes on: one line that changes on a terminal, a line for each step elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda text: click.echo(text, err=True)
+        said: set[str] = set()  # what is waited for is reported at every look
+
+        def say(text: str) -> None:
+            if text not in said:
+                click.echo(text, err=True)
+            said.add(text)
+
+        yield say
         return
     with console.status("Starting") as line:
         yield line.update
