@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+import devices
 import smi_links
 import smi_query
 import smi_report
@@ -40,28 +41,6 @@ VALUED = {
 }
 PLAIN = {"-q": "--query", "-x": "--xml-format", "-L": "--list-gpus", "-h": "--help", "-eow": "--error-on-warning"}
 PLAIN |= {name: name for name in ("--version", "--help-query-gpu", "--dtd")}
-DISPLAYS = [
-    "MEMORY",
-    "UTILIZATION",
-    "ECC",
-    "TEMPERATURE",
-    "POWER",
-    "CLOCK",
-    "COMPUTE",
-    "PIDS",
-    "PERFORMANCE",
-    "SUPPORTED_CLOCKS",
-    "PAGE_RETIREMENT",
-    "ACCOUNTING",
-    "ENCODER_STATS",
-    "SUPPORTED_GPU_TARGET_TEMP",
-    "VOLTAGE",
-    "FBC_STATS",
-    "ROW_REMAPPER",
-    "GSP_FIRMWARE_VERSION",
-    "POWER_SMOOTHING",
-    "POWER_PROFILES",
-]
 
 
 class EndError(Exception):
@@ -189,6 +168,7 @@ def _driver(version: str) -> state.Hardware:
     if not hardware["driver"]["loaded"] and hardware["driver"]["installed"] and not os.geteuid():
         with state.Change() as hardware:  # as nvidia-modprobe does for nvidia-smi
             state.load_module(hardware, "nvidia")
+        devices.make(hardware)
     loaded = hardware["driver"]["loaded"]
     if not loaded or not hardware["gpus"]:
         raise EndError(NO_DRIVER_TEXT, NO_DRIVER)
@@ -254,7 +234,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
             raise EndError(f"Option {word} is not recognized. Please run 'nvidia-smi -h'.\n", INVALID)
     if "--display" in options:
         options["--display"] = [name.strip().upper() for name in options["--display"].split(",")]
-        unknown = [name for name in options["--display"] if name not in DISPLAYS]
+        unknown = [name for name in options["--display"] if name not in smi_report.DISPLAYS]
         if unknown:
             raise EndError(f"\"{unknown[0]}\" is not a valid display. Please run 'nvidia-smi -h' for help.\n", INVALID)
     return options
@@ -284,7 +264,7 @@ def _help(version: str) -> str:
         f"NVIDIA System Management Interface -- v{version}\n\n"
         "Simulated: this card and its driver are part of a provision lab. It understands\n\n"
         "    -h -L --version -i ID -f FILE -l SECONDS -lms MILLISECONDS\n"
-        f"    -q [-x | -d DISPLAY,...]   DISPLAY: {', '.join(DISPLAYS)}\n"
+        f"    -q [-x | -d DISPLAY,...]   DISPLAY: {', '.join(smi_report.DISPLAYS)}\n"
         "    --query-gpu=FIELD,... --format=csv[,noheader][,nounits]   (fields: --help-query-gpu)\n"
         "    --query-supported-clocks=mem,gr --query-compute-apps=pid,name,used_memory\n"
         f"    topo -m, topo -p2p r, nvlink --status\n{switches}"
