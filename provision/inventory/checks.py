@@ -109,11 +109,11 @@ class _Checks:
 
     def gpus(self, host: Host) -> int | None:
         """The ranks that a host holds: as declared to Ray, one where GPUs do not compute, or its profile's GPUs."""
+        if "ray_num_gpus" not in host.variables and host.setting("serving_env_build") == "cpu":
+            return 1  # whatever the default says of the cards
         declared = self.number(host, "ray_num_gpus")
         if declared is not None:
             return declared
-        if host.setting("serving_env_build") == "cpu":
-            return 1
         profile = self.profiles.get(str(host.variables.get("hardware_profile")))
         return int(profile["gpus"]["count"]) if profile else None
 
