@@ -10,6 +10,6 @@ check "ruff check" ruff check --quiet
 check "ruff format" ruff format --check --quiet
 check "yamllint" yamllint --strict .
 check "shellcheck" shellcheck scripts/*.sh .ci/run
-check "ansible-lint" ansible-lint --offline --quiet playbooks roles
+check "ansible-lint" ansible-lint --offline -q playbooks roles
 check "role interfaces" python scripts/check_roles.py
 exit $failed

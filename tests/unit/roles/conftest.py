@@ -12,7 +12,7 @@ ROLES = Path(__file__).parents[3] / "roles"
 ansible.module_utils.__path__.append(str(ROLES / "host" / "module_utils"))
 
 
-class Exit(Exception):
+class Exit(Exception):  # noqa: N818  it is how a module ends, not an error
     """How a module ended: `result` as it would be returned."""
 
     def __init__(self, result: dict):
