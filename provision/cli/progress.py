@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -92,7 +92,7 @@ class Lines(Display):
         self._total = len(STAGES)
         self._start = time.monotonic()
         self.live = Live(
-            get_renderable=self._table,
+            get_renderable=self._screen,
             console=console,
             transient=True,
             refresh_per_second=REFRESHES,
@@ -123,13 +123,19 @@ class Lines(Display):
         if self._text:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def _screen(self) -> Group:
+        title = Table.grid(expand=True)
+        title.add_column(no_wrap=True)
+        title.add_column(justify="right")
+        title.add_row(f"[dim]{escape(self._title)}[/]", f"[dim]{_clock(time.monotonic() - self._start)}[/]")
+        return Group(title, self._table())
+
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for width in (None, 11, 5):
+        for width in (max(map(len, self._rows), default=0), 11, 5):
             table.add_column(no_wrap=True, width=width)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(justify="right", no_wrap=True)
-        table.add_row(f"[dim]{escape(self._title)}[/]", "", "", "", f"[dim]{_clock(time.monotonic() - self._start)}[/]")
         shown = max(1, self.console.size.height - 3)
         rows = (
             sorted(self._rows.items(), key=lambda item: bool(item[1].ended))
