@@ -96,16 +96,24 @@ def canary(endpoint: dict[str, Any]) -> dict[str, Any]:
     return {"ok": tokens > 0, "ms": elapsed, "error": None if tokens else "no token generated"}
 
 
+def ray_nodes() -> int | None:
+    """How many hosts are in the Ray cluster of this head; None where it does not tell."""
+    status, text = output("/opt/provision/bin/ray-nodes")
+    return None if status else sum(node["alive"] for node in json.loads(text).values())
+
+
 def main() -> None:
     """Write the JSON object."""
     wanted = json.loads(sys.argv[1])
+    endpoint = wanted["endpoint"]
     facts = {
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         "uptime_s": round(float(Path("/proc/uptime").read_text().split()[0])),
         "driver": driver(),
         **gpus(),
         "units": units(wanted["units"]),
-        "canary": canary(wanted["endpoint"]) if wanted["endpoint"] else None,
+        "canary": canary(endpoint) if endpoint else None,
+        "ray_nodes": ray_nodes() if endpoint and endpoint["ray"] else None,
     }
     json.dump(facts, sys.stdout)
 
