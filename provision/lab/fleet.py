@@ -87,7 +87,8 @@ def up(inventory: Path, *, hosts: int | None = None, report: Callable[[str], Non
         common = overlay.world(directory, f"{urls['apt']}/apt", urls["hub"])
         login.trust(directory, made)
         login.await_answers(directory, made, report, seconds=login.BOOT if asleep else login.AWAKE)
-        overlay.write(directory, made, common, _REPLICA if hosts is not None else None)
+        rehearsed = {host.name: host.rehearsed for host in wanted}
+        overlay.write(directory, made, common, _REPLICA if hosts is not None else None, rehearsed)
         fleet = _read(directory)
     if fleet is None:
         raise LabError(f"The fleet of {inventory} was taken down while it came up.")

@@ -40,8 +40,14 @@ def world(directory: Path, repository: str, hub: str) -> dict[str, object]:
     return variables
 
 
-def write(directory: Path, hosts: Iterable[LabHost], common: Mapping[str, object], group: str | None) -> None:
-    """Write `overlay/` below the fleet's directory, whole or not at all.
+def write(
+    directory: Path,
+    hosts: Iterable[LabHost],
+    common: Mapping[str, object],
+    group: str | None,
+    own: Mapping[str, Mapping[str, object]] | None = None,
+) -> None:
+    """Write `overlay/` below the fleet's directory, whole or not at all; `own` are more variables by host.
 
     Without `group` the hosts are only given variables: the user's own inventory says what they are. With it they are
     also one replica of that name, and told what they simulate.
@@ -52,7 +58,12 @@ def write(directory: Path, hosts: Iterable[LabHost], common: Mapping[str, object
     names: dict[str, None] = {}
     for host in hosts:
         names[host.name] = None
-        variables = {"ansible_host": host.address, "ray_address": host.address, **common}
+        variables = {
+            "ansible_host": host.address,
+            "ray_address": host.address,
+            **common,
+            **(own or {}).get(host.name, {}),
+        }
         if group:
             variables["hardware_profile"] = host.profile
         _dump(new / "host_vars" / f"{host.name}.yml", variables)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from provision.errors import InventoryError, Problem
-from provision.inventory import Host, load_fleet
+from provision.inventory import Fleet, Host, load_fleet
 from provision.lab.network import MOST_HOSTS
 
 DEFAULT_PROFILE = "8xh20-96"
 DEFAULT_DISK = 40 << 30
 _UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+# What the lab's model and a host without GPUs can do of what a real inventory asks of vLLM.
+_TINY = {"max-model-len": 512, "max-num-seqs": 8}
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
 class HostPlan:
-    """One host to make; `profile` names its hardware, sizes are bytes, `memory` None means no limit."""
+    """One host to make; `profile` names its hardware, sizes are bytes, `memory` None means no limit.
+
+    `rehearsed` are the variables of a real inventory that its simulation replaces.
+    """
 
     name: str
     profile: str
     disk_size: int = DEFAULT_DISK
     memory: int | None = None
+    rehearsed: Mapping[str, object] = field(default_factory=dict)
 
 
 def read(inventory: Path, count: int | None) -> list[HostPlan]:
@@ -40,13 +47,15 @@ def read(inventory: Path, count: int | None) -> list[HostPlan]:
 
 def _of_inventory(inventory: Path) -> list[HostPlan]:
     problems: list[Problem] = []
-    plans = [_host(inventory, host, problems) for host in load_fleet(inventory).hosts.values()]
+    fleet = load_fleet(inventory)
+    plans = [_host(fleet, host, problems) for host in fleet.hosts.values()]
     if problems:
         raise InventoryError(problems)
     return plans
 
 
-def _host(inventory: Path, host: Host, problems: list[Problem]) -> HostPlan:
+def _host(fleet: Fleet, host: Host, problems: list[Problem]) -> HostPlan:
+    inventory = fleet.path
     if not _NAME.fullmatch(host.name):
         message = f"{host.name!r} cannot be the name of a simulated host: letters, digits, '-' and '.', at most 64."
         problems.append(Problem(message, inventory))
@@ -59,7 +68,24 @@ def _host(inventory: Path, host: Host, problems: list[Problem]) -> HostPlan:
         profile=str(profile),
         disk_size=_size(inventory, host, "lab_disk", problems) or DEFAULT_DISK,
         memory=_size(inventory, host, "lab_memory", problems),
+        rehearsed={} if fleet.lab else _rehearsed(fleet, host),
     )
+
+
+def _rehearsed(fleet: Fleet, host: Host) -> dict[str, object]:
+    """A real inventory made small: one rank on each host, the lab's tiny model, swap that a small disk holds."""
+    replica = fleet.replica_of(host.name)
+    if replica is None:
+        return {}
+    asked = host.variables.get("vllm_args")
+    arguments = {**(asked if isinstance(asked, dict) else {}), **_TINY}
+    arguments.pop("data-parallel-size", None)
+    return {
+        "vllm_tensor_parallel_size": len(replica.hosts),
+        "vllm_pipeline_parallel_size": 1,
+        "vllm_args": arguments,
+        **({"swap_size": "64M"} if host.variables.get("swap_size") else {}),
+    }
 
 
 def _size(inventory: Path, host: Host, name: str, problems: list[Problem]) -> int | None:
