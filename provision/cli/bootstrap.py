@@ -16,10 +16,21 @@ from provision.converge import bootstrap as converge
 from provision.converge.journal import Event
 
 
+def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [stage for stage in STAGES if stage.startswith(incomplete)]
+
+
 @click.command()
 @inventory_argument
 @click.option("-l", "--limit", metavar="PATTERN", help="Only these hosts, groups or replicas, as for ansible-playbook.")
-@click.option("--stage", "stages", multiple=True, metavar="STAGE", help=f"Only these stages: {', '.join(STAGES)}.")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    metavar="STAGE",
+    shell_complete=_stages,
+    help=f"Only these stages: {', '.join(STAGES)}.",
+)
 @click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change (exit code 2 if anything).")
 @click.option("-D", "--diff", is_flag=True, help="Show changed files line by line.")
 @click.option("-f", "--forks", type=click.IntRange(1), help="Hosts at once [default: all, 64 at most].")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import time
@@ -29,6 +30,12 @@ COMMANDS = [
     ("completion", "provision.cli.completion:completion", "Print the completion script of a shell."),
 ]
 
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "color": False if os.environ.get("NO_COLOR") else None,
+}
+
 
 class Commands(click.Group):
     """A group that knows its commands from a list, so that `--help` need not import what they do."""
@@ -46,6 +53,15 @@ class Commands(click.Group):
                 return command
         return None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest name where there is none."""
+        near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+        if near and args[0] not in self.list_commands(ctx):
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The list, as the help shows it."""
         with formatter.section("Commands"):
@@ -57,7 +73,7 @@ class Commands(click.Group):
         return found if found and not incomplete.startswith("-") else super().shell_complete(ctx, incomplete)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="provision")
 def cli() -> None:
     """Bare GPU servers to a served large language model, and kept there.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import locale
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,15 @@ class RawInventory:
     children: dict[str, tuple[str, ...]]
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except AnsibleError as error:
+        raise SourceError(_first_sentence(error)) from error
+
+
+@_told()
 def read(sources: Iterable[Path], context: Mapping[str, object], asked: Iterable[str] = ()) -> RawInventory:
     """Read the sources as one inventory.
 
@@ -103,6 +113,7 @@ def read(sources: Iterable[Path], context: Mapping[str, object], asked: Iterable
     )
 
 
+@_told()
 def raw_values(sources: Iterable[Path], name: str) -> list[object]:
     """What each host has for one variable, unresolved: enough for a plain switch, before anything is validated."""
     manager, loader = _manager(sources)
@@ -110,6 +121,7 @@ def raw_values(sources: Iterable[Path], name: str) -> list[object]:
     return [_plain(variables.get_vars(host=host, include_hostvars=False).get(name)) for host in manager.get_hosts()]
 
 
+@_told()
 def matching(sources: Iterable[Path], pattern: str) -> list[str]:
     """The hosts that Ansible's `--limit` would mean by a pattern."""
     manager, _ = _manager(sources)
@@ -126,11 +138,8 @@ def _manager(sources: Iterable[Path]) -> tuple[Any, Any]:
     _silence()
     loader = DataLoader()
     constants.INVENTORY_ANY_UNPARSED_IS_FAILED = True
-    try:
-        loader.set_vault_secrets(_vault_secrets())
-        return InventoryManager(loader=loader, sources=[str(path) for path in sources]), loader
-    except AnsibleError as error:
-        raise SourceError(_first_sentence(error)) from error
+    loader.set_vault_secrets(_vault_secrets())
+    return InventoryManager(loader=loader, sources=[str(path) for path in sources]), loader
 
 
 @cache
@@ -168,6 +177,8 @@ def _template(templar: Templar, value: object) -> object:
     except AnsibleUndefinedVariable as error:
         return Unresolved(_first_sentence(error), missing=True)
     except AnsibleError as error:
+        if "decrypt" in str(error).lower():
+            raise  # one word on the vault's password, not one on each value that is in it
         return Unresolved(_first_sentence(error), missing=False)
 
 

@@ -6,6 +6,7 @@ YAML files of an inventory a second time, for their marks alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ class LineIndex:
 
     def of_host(self, name: str, host: str, groups: tuple[str, ...]) -> Place | None:
         """Where the value that a host has for a variable stands: its own, else of its closest group that has one."""
-        scopes = [("host", host), *(("group", group) for group in groups), ("group", "all")]
+        ranges = [("host", written) for kind, written in self._places if kind == "host" and _covers(written, host)]
+        scopes = [("host", host), *ranges, *(("group", group) for group in groups), ("group", "all")]
         return next((self._places[s][name] for s in scopes if name in self._places.get(s, {})), None)
 
     def of_group(self, group: str) -> Place | None:
@@ -131,6 +133,12 @@ def _is_variables(path: Path) -> bool:
         and not path.name.startswith(".")
         and not path.name.endswith("~")
     )
+
+
+def _covers(written: str, host: str) -> bool:
+    """Whether a range of a hosts file, such as `gpu-[01:16]`, may mean a host."""
+    parts = re.split(r"\[[^\]]*:[^\]]*\]", written)
+    return len(parts) > 1 and re.fullmatch("[0-9A-Za-z]+".join(map(re.escape, parts)), host) is not None
 
 
 def _entry(node: yaml.Node, name: str) -> tuple[yaml.Node, yaml.Node] | None:

@@ -106,11 +106,11 @@ def _versions(stack: Stack) -> dict[str, object]:
 
 
 def _unreadable(inventory: Path, reason: str) -> Problem:
-    if "vault" in reason.lower():
+    if re.search("vault|decrypt", reason, re.IGNORECASE):
         return Problem(
-            "holds values that are encrypted with Ansible Vault, and no password for them is known.",
+            f"holds values that are encrypted with Ansible Vault and cannot be opened: {reason}",
             inventory,
-            hint="Name a file that holds it: export ANSIBLE_VAULT_PASSWORD_FILE=FILE",
+            hint="Name the file that holds the password: export ANSIBLE_VAULT_PASSWORD_FILE=FILE",
         )
     return Problem(f"Ansible cannot read it: {reason}", inventory)
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,11 @@ def test_every_command_has_help(name, capsys):
 
 def test_help_is_quick():
     def once() -> float:
-        start = time.monotonic()
+        """Seconds of the processor: the wall's depend on what else the machine does."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "provision", "--help"], check=True, stdout=subprocess.DEVNULL)
-        return time.monotonic() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(once() for _ in range(3)) < 0.3
 
@@ -55,7 +57,7 @@ def test_help_imports_neither_ansible_nor_rich():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["boostrap"], "No such command 'boostrap'"),
+        (["boostrap"], "No such command 'boostrap'. Did you mean bootstrap?"),
         (["bootstrap"], "Missing argument 'INVENTORY'"),
         (["bootstrap", "x", "--frks", "3"], "No such option"),
         (["vars", "vlm"], "No role or variable vlm"),

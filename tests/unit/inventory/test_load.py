@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -144,6 +147,28 @@ def test_secrets_are_never_shown(make):
     said = "\n".join(str(p) for p in problems(make({"host_vars/n1.yml": text})))
     assert "weights_token" in said
     assert "s3cret" not in said
+
+
+def test_a_range_of_hosts_has_its_line(make):
+    hosts = "serving:\n  children:\n    a:\n      hosts:\n        n[1:2]:\n          ansible_host: 10.0.0.1\n          swapp: 1\n"
+    assert only(make({"hosts.yml": hosts})).line == 7
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_vault_without_its_password(make, tmp_path, monkeypatch, whole):
+    password = tmp_path / "password"
+    password.write_text("x\n")
+    vault = [
+        str(Path(sys.executable).parent / "ansible-vault"),
+        "encrypt_string",
+        "--vault-password-file",
+        str(password),
+    ]
+    inline = subprocess.run([*vault, "--name", "vault_t", "s3cret"], check=True, capture_output=True, text=True).stdout
+    text = textwrap.dedent(inline.split("\n", 1)[1]) if whole else inline
+    problem = only(make({"group_vars/all.yml": text}))
+    assert "cannot be opened" in problem.message
+    assert "export ANSIBLE_VAULT_PASSWORD_FILE=FILE" in problem.hint
 
 
 def test_a_required_variable_is_missed_once(make):
