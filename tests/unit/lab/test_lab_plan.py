@@ -11,7 +11,7 @@ from provision.lab import plan
 
 def inventory_of(monkeypatch: pytest.MonkeyPatch, **hosts: dict[str, object]) -> None:
     named = {name: SimpleNamespace(name=name, variables=variables) for name, variables in hosts.items()}
-    monkeypatch.setattr(plan, "load_fleet", lambda _: SimpleNamespace(hosts=named))
+    monkeypatch.setattr(plan, "load_fleet", lambda path: SimpleNamespace(path=path, lab=True, hosts=named))
 
 
 def test_a_number_of_hosts_needs_no_inventory(tmp_path: Path) -> None:
@@ -42,3 +42,22 @@ def test_every_problem_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_a_fleet_has_an_end(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match="241 hosts"):
         plan.read(tmp_path, 241)
+
+
+def test_a_real_inventory_is_made_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = {
+        "hardware_profile": "x",
+        "swap_size": "64G",
+        "vllm_args": {"max-model-len": 16384, "enable-expert-parallel": True},
+    }
+    host = SimpleNamespace(name="a", variables=asked)
+    replica = SimpleNamespace(hosts=(host, host))
+    fleet = SimpleNamespace(path=tmp_path, lab=False, hosts={"a": host}, replica_of=lambda _: replica)
+    monkeypatch.setattr(plan, "load_fleet", lambda _: fleet)
+    (made,) = plan.read(tmp_path, None)
+    assert made.rehearsed == {
+        "vllm_tensor_parallel_size": 2,
+        "vllm_pipeline_parallel_size": 1,
+        "vllm_args": {"max-model-len": 512, "max-num-seqs": 8, "enable-expert-parallel": True},
+        "swap_size": "64M",
+    }
