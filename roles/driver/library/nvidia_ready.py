@@ -7,7 +7,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_apt import installed
-from ansible.module_utils.provision_driver import loaded_version, query_gpus
+from ansible.module_utils.provision_driver import LibraryMismatchError, loaded_version, query_gpus
 from ansible.module_utils.provision_host import HostError
 
 DOCUMENTATION = r"""
@@ -110,6 +110,10 @@ def main() -> None:
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     try:
         seen = look(module.params["version"], module.params["fabric"], module.params["timeout"], module.check_mode)
+    except LibraryMismatchError as error:
+        if not module.check_mode:  # which foretold the packages' repair a task earlier
+            module.fail_json(msg=str(error))
+        seen = {"loaded": "", "fabric": []}
     except HostError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **seen)

@@ -15,6 +15,10 @@ from ansible.module_utils.provision_host import HostError, read_text, run
 NVIDIA_KEY_ID = "A4B469963BF863CC"
 
 
+class LibraryMismatchError(HostError):
+    """The driver's libraries are of another version than the loaded kernel module, so nvidia-smi says nothing."""
+
+
 def loaded_version() -> str:
     """The version of the kernel module that is loaded; empty for none."""
     text = read_text("/proc/driver/nvidia/version") or read_text("/sys/module/nvidia/version") or ""
@@ -27,12 +31,14 @@ def query_gpus(fields: Sequence[str]) -> list[dict[str, str]]:
     asked = run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], check=False)
     if asked.rc == 127:
         return []
+    rows = [[value.strip() for value in line.split(",")] for line in asked.out.splitlines()]
     if asked.rc != 0:
-        raise HostError(
-            f"nvidia-smi ended with {asked.rc}: {(asked.out + asked.err).strip()} Look on the host at: "
-            "journalctl -k -g 'NVRM|Xid'. A GPU that fell off the bus comes back with a reboot or a power cycle."
+        said = " ".join(",".join(row) for row in rows if not row[0].isdigit()).strip() or asked.err.strip()
+        kind = LibraryMismatchError if "version mismatch" in said else HostError
+        raise kind(
+            f"nvidia-smi ended with {asked.rc}: {said}. Look on the host at: journalctl -k -g 'NVRM|Xid'. A GPU that "
+            "fell off the bus comes back with a reboot or a power cycle; a mismatch is repaired by the driver stage."
         )
-    rows = [[value.strip() for value in line.split(",")] for line in asked.out.splitlines() if line.strip()]
     return [{field: row[place] for place, field in enumerate(fields)} for row in rows if len(row) == len(fields)]
 
 
