@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import click
@@ -13,7 +11,6 @@ from provision.cli.progress import progress
 from provision.cli.summary import show
 from provision.converge import STAGES
 from provision.converge import bootstrap as converge
-from provision.converge.journal import Event
 
 
 def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -54,14 +51,7 @@ def bootstrap(
     Running it again changes only what has drifted.
     """
     fleet = load(inventory, lab)
-    with progress(fleet, inventory, text=verbose > 0, quiet=as_json) as display:
-
-        def on_event(event: Event) -> None:
-            if as_json:
-                sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
-                sys.stdout.flush()
-            display.event(event)
-
+    with progress(fleet, inventory, text=verbose > 0, as_json=as_json) as display:
         result = converge(
             fleet,
             limit=limit,
@@ -69,7 +59,7 @@ def bootstrap(
             check=check,
             forks=forks,
             verbosity=max(0, verbose - 1),
-            on_event=on_event,
+            on_event=display.event,
             on_text=display.text,
         )
     if not as_json:

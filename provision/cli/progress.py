@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,8 +25,8 @@ REFRESHES = 4  # a second
 NAMED = 4  # replicas in the title
 
 
-class Display:
-    """Shows nothing: what the other displays are built on, and all that --json needs."""
+class Display(Protocol):
+    """What follows a run."""
 
     def event(self, event: Event) -> None:
         """Take one event of the run."""
@@ -32,7 +35,19 @@ class Display:
         """Take a line of Ansible's own text."""
 
 
-class Plain(Display):
+class JsonLines:
+    """Each event as one line on standard output, and nothing else."""
+
+    def event(self, event: Event) -> None:
+        """Print an event at once."""
+        sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def text(self, line: str) -> None:
+        """Ansible's own text is in the log."""
+
+
+class Plain:
     """One line a stage, and one for each failure as it happens: for logs and pipes."""
 
     def __init__(self, console: Console, text: bool) -> None:
@@ -83,7 +98,7 @@ class _Row:
     ended: str = ""
 
 
-class Lines(Display):
+class Lines:
     """One line a host on a terminal: its stage, what it does now and for how long."""
 
     def __init__(self, console: Console, title: str, text: bool) -> None:
@@ -156,11 +171,11 @@ class Lines(Display):
 
 
 @contextmanager
-def progress(fleet: Fleet, inventory: Path, text: bool, quiet: bool) -> Iterator[Display]:
+def progress(fleet: Fleet, inventory: Path, text: bool, as_json: bool) -> Iterator[Display]:
     """The display that suits standard error; it leaves a terminal as clean as it was."""
     console = Console(stderr=True)
-    if quiet:
-        yield Display()
+    if as_json:
+        yield JsonLines()
     elif not console.is_terminal or console.is_dumb_terminal:
         yield Plain(console, text)
     else:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -18,6 +19,7 @@ from provision.converge.stages import REPLICA_STAGES, chosen_stages
 from provision.inventory import Fleet, Host, select
 from provision.ssh import reach
 
+T = TypeVar("T")
 MOST_FORKS = 64  # each is a process of some 60 MB on the controller
 
 
@@ -38,29 +40,31 @@ def bootstrap(
     that does not exist, and LockedError while another run changes the same inventory.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
-    facts = {
+    facts = _facts(fleet, hosts, chosen, check)
+    with nullcontext() if check else locked(fleet.path), Journal({**facts, "limit": limit}) as journal:
+        emit = _both(journal.event, on_event)
+        recorder = Recorder([host.name for host in hosts], ("reach", *chosen), journal.id, emit)
+        recorder.send("run_started", **facts)
+        run = _Run(fleet, hosts, chosen, recorder, journal)
+        return run.go(check, forks or min(MOST_FORKS, len(hosts)), verbosity, _both(journal.text, on_text))
+
+
+def _facts(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bool) -> dict[str, object]:
+    return {
         "inventory": str(fleet.path.resolve()),
         "hosts": [host.name for host in hosts],
-        "stages": list(chosen),
+        "stages": list(stages),
         "check": check,
-        "limit": limit,
-        "stack": {name: str(value) for name, value in vars(fleet.stack).items() if value},
+        "stack": {name: value for name, value in vars(fleet.stack).items() if name != "path" and value},
     }
-    with nullcontext() if check else locked(fleet.path), Journal(facts) as journal:
 
-        def emit(event: Event) -> None:
-            journal.event(event)
-            on_event(event)
 
-        def text(line: str) -> None:
-            journal.text(line)
-            on_text(line)
+def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
+    def call(value: T) -> None:
+        first(value)
+        second(value)
 
-        run = _Run(
-            fleet, hosts, chosen, Recorder([host.name for host in hosts], ("reach", *chosen), journal.id, emit), journal
-        )
-        run.recorder.send("run_started", **{key: facts[key] for key in ("inventory", "hosts", "stages", "check")})
-        return run.go(check, forks or min(MOST_FORKS, len(hosts)), verbosity, text)
+    return call
 
 
 class _Run:
@@ -122,26 +126,23 @@ class _Run:
             running=self.recorder.running,
             error=self.recorder.error,
         )
+        self._tell(result)
+        self.journal.finish(result.exit_code)
+        return result
+
+    def _tell(self, result: Result) -> None:
         for host in result.hosts.values():
-            failure = host.failure
-            self.recorder.send(
-                "host_finished",
-                host=host.name,
-                status=host.status,
-                counts=host.counts,
-                message=failure.message if failure else None,
-                held_back=list(host.held_back),
-            )
+            message = host.failure.message if host.failure else None
+            said = {"status": host.status, "counts": host.counts, "message": message, "held_back": list(host.held_back)}
+            self.recorder.send("host_finished", host=host.name, **said)
         self.recorder.send(
             "run_finished",
             exit_code=result.exit_code,
             seconds=result.seconds,
-            interrupted=interrupted,
+            interrupted=result.interrupted,
             error=result.error,
             hosts={host.name: host.status for host in result.hosts.values()},
         )
-        self.journal.finish(result.exit_code)
-        return result
 
     def _hold_back(self) -> None:
         """Say which stages a host was spared because another of its replica had failed before them."""

@@ -74,30 +74,38 @@ def run_playbook(
         on_event(event)
         return False  # ansible-runner need not keep a copy of the event
 
-    root = content_root()
-    scratch.mkdir(mode=0o700)
-    (scratch / "env").mkdir()
-    # Given as an argument these would be dropped together with suppress_env_files.
-    (scratch / "env/settings").write_text(json.dumps({"pexpect_timeout": 0.2, "suppress_output_file": True}))
-    (scratch / "hosts").write_text("\n".join(playbook.hosts) + "\n")
+    _prepare(scratch, playbook.hosts)
     try:
         with _swallowed(scratch / "artifacts/run/command"), _handled(interrupt):
             runner = ansible_runner.run(
-                private_data_dir=str(scratch),
-                ident="run",
-                playbook=str(root / "playbooks/bootstrap.yml"),
-                inventory=[str(path) for path in playbook.sources],
-                limit=f"@{scratch / 'hosts'}",
-                cmdline=_arguments(playbook),
-                envvars=environment(root),
-                suppress_env_files=True,
-                quiet=True,
-                event_handler=handle,
-                cancel_callback=interrupt.must_kill,
+                **_settings(playbook, scratch), event_handler=handle, cancel_callback=interrupt.must_kill
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return int(runner.rc if runner.rc is not None else 1), interrupt.asked > 0
+
+
+def _prepare(scratch: Path, hosts: Sequence[str]) -> None:
+    scratch.mkdir(mode=0o700)
+    (scratch / "env").mkdir()
+    # Given as an argument these would be dropped together with suppress_env_files.
+    (scratch / "env/settings").write_text(json.dumps({"pexpect_timeout": 0.2, "suppress_output_file": True}))
+    (scratch / "hosts").write_text("\n".join(hosts) + "\n")
+
+
+def _settings(playbook: Playbook, scratch: Path) -> dict[str, object]:
+    root = content_root()
+    return {
+        "private_data_dir": str(scratch),
+        "ident": "run",
+        "playbook": str(root / "playbooks/bootstrap.yml"),
+        "inventory": [str(path) for path in playbook.sources],
+        "limit": f"@{scratch / 'hosts'}",
+        "cmdline": _arguments(playbook),
+        "envvars": environment(root),
+        "suppress_env_files": True,
+        "quiet": True,
+    }
 
 
 def _arguments(playbook: Playbook) -> str:
