@@ -18,7 +18,8 @@ from ansible.module_utils.provision_transient import ca_environment, run_unit
 STAMP = 946684800  # 2000-01-01: the modification time of every file that was installed and not touched since
 RECORD = ".provision"  # below the environment: what was asked for, what was installed, and every file with its size
 
-# $NEW is built and renamed to $TARGET. The stamp comes before the imports, whose compiled files carry it.
+# $NEW is built and renamed to $TARGET. The stamp comes before anything is compiled, since compiled files carry it. They
+# are made now, because who runs in the environment later may not write there.
 BUILD = r"""
 umask 022
 rm -rf "$NEW"
@@ -39,8 +40,17 @@ find . -path ./.provision -prune -o -name __pycache__ -prune -o ! -type d -exec 
 find . -path ./.provision -prune -o -name __pycache__ -prune -o ! -type d -printf '%P\t%s\n' \
   | LC_ALL=C sort > .provision/files
 cd /
+if [ -n "$COMPILE" ]; then
+  "$NEW/bin/python" -m compileall -q -j 0 "$NEW/lib" || true
+fi
 if [ -n "$IMPORTS" ]; then
   "$NEW/bin/python" -c "import $IMPORTS"
+fi
+if [ -n "$WARM" ]; then
+  "$NEW/bin/python" -c 'import importlib, sys
+for name in sys.argv[1:]:
+    try: importlib.import_module(name)
+    except Exception as error: print("Not compiled ahead:", name, error)' $WARM
 fi
 sync -f "$NEW"
 if [ -e "$TARGET" ]; then
@@ -88,6 +98,8 @@ def environment(params: dict[str, Any], target: str, folder: str) -> dict[str, s
         "BOOTSTRAP": params["bootstrap"] or "",
         "WANTED_PYTHON": params["python"],
         "IMPORTS": ", ".join(params["imports"]),
+        "COMPILE": "yes" if params["compile"] else "",
+        "WARM": " ".join(params["warm"]),
         "HOME": folder,
         "UV_CACHE_DIR": params["cache"],
         "UV_PYTHON_INSTALL_DIR": "/opt/provision/python",
@@ -102,7 +114,7 @@ def environment(params: dict[str, Any], target: str, folder: str) -> dict[str, s
         "PIP_NO_CACHE_DIR": "1",
         **ca_environment(),
     }
-    kept = {"UV", "BOOTSTRAP", "IMPORTS"}
+    kept = {"UV", "BOOTSTRAP", "IMPORTS", "COMPILE", "WARM"}
     return {name: value for name, value in variables.items() if value or name in kept}
 
 

@@ -64,6 +64,15 @@ options:
     type: list
     elements: str
     default: []
+  compile:
+    description: Whether all files are compiled ahead; takes a minute of one core for ten thousand files.
+    type: bool
+    default: false
+  warm:
+    description: Modules that are imported too if they can be, so that what they need is compiled ahead.
+    type: list
+    elements: str
+    default: []
   python:
     description: The interpreter, as uv is asked for it; the host's own is taken where it satisfies this.
     type: str
@@ -233,6 +242,8 @@ def main() -> None:
             "excludes": {**texts, "default": []},
             "local_packages": {"type": "list", "elements": "dict", "default": [], "options": package},
             "imports": {**texts, "default": []},
+            "compile": {"type": "bool", "default": False},
+            "warm": {**texts, "default": []},
             "python": {"type": "str", "default": ">=3.9"},
             "uv": {"type": "path"},
             "bootstrap": {"type": "str"},

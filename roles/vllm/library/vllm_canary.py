@@ -1,0 +1,170 @@
+#!/usr/bin/python
+"""Ansible module: a served model is one that generates tokens, not a unit that is active."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_host import run
+
+DOCUMENTATION = r"""
+module: vllm_canary
+short_description: Waits until vLLM generates tokens
+description:
+  - Waits for vLLM to be ready, then asks for a completion and counts its tokens. Changes nothing. When the unit keeps
+    ending, or the time is up, it fails with the last lines of the unit's journal.
+options:
+  url:
+    description: Base of the API.
+    type: str
+    required: true
+  model:
+    description: The name that the model is served by.
+    type: str
+    required: true
+  api_key:
+    description: Key of the API.
+    type: str
+    default: ""
+  unit:
+    description: The unit that serves.
+    type: str
+    default: vllm.service
+  timeout:
+    description: Seconds until it must have answered.
+    type: int
+    default: 1800
+attributes:
+  check_mode:
+    support: full
+    details: Asks nothing in check mode.
+  diff_mode:
+    support: none
+author:
+  - The provision project (@provision)
+"""
+
+EXAMPLES = r"""
+- name: Generate with the model
+  vllm_canary:
+    url: http://10.1.4.72:8000
+    model: tiny
+"""
+
+RETURN = r"""
+latency_ms:
+  description: Milliseconds that the completion took.
+  returned: success, not in check mode
+  type: int
+  sample: 87
+tokens:
+  description: Tokens that it had.
+  returned: success, not in check mode
+  type: int
+waited_s:
+  description: Seconds until vLLM was ready.
+  returned: success, not in check mode
+  type: float
+"""
+
+PAUSE_S = 0.5
+ANSWER_S = 120  # the first completion may still compile
+RESTARTS = 3  # a unit that ended this often while we waited will not come up by waiting
+
+
+def request(params: dict[str, Any], path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
+    """One call of the API, straight to the host past any proxy."""
+    headers = {"Content-Type": "application/json"}
+    if params["api_key"]:
+        headers["Authorization"] = f"Bearer {params['api_key']}"
+    data = None if body is None else json.dumps(body).encode()
+    call = urllib.request.Request(params["url"] + path, data, headers)  # noqa: S310  http, from the inventory
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(call, timeout=timeout_s) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+def is_ready(params: dict[str, Any]) -> bool:
+    """Whether the API says that it is ready."""
+    try:
+        request(params, "/health", None, 5)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def unit_state(unit: str) -> tuple[str, int]:
+    """What systemd says of the unit, and how often it started it again."""
+    shown = run(["systemctl", "show", unit, "-P", "ActiveState", "-P", "NRestarts"], check=False).out.split()
+    return (shown[0], int(shown[1])) if len(shown) == 2 else ("unknown", 0)
+
+
+def last_words(unit: str) -> str:
+    """The end of the unit's journal."""
+    journal = run(["journalctl", "-u", unit, "-n", "25", "--no-pager", "-o", "cat"], check=False).out.strip()
+    return f"The journal of {unit} ends with:\n{journal}\nSee more on the host with: journalctl -u {unit}"
+
+
+def wait(params: dict[str, Any]) -> str:
+    """Wait until the API is ready; what is wrong if it does not come to that, else empty."""
+    unit, deadline = params["unit"], time.monotonic() + params["timeout"]
+    _, before = unit_state(unit)
+    while not is_ready(params):
+        state, restarts = unit_state(unit)
+        if state in ("inactive", "failed"):
+            return f"{unit} is {state}, so nothing serves. {last_words(unit)}"
+        if restarts - before >= RESTARTS:
+            return f"{unit} ended {restarts - before} times while it was waited for. {last_words(unit)}"
+        if time.monotonic() > deadline:
+            return (
+                f"{params['url']} is not ready after {params['timeout']} s (vllm_start_timeout); {unit} is {state}. "
+                + last_words(unit)
+            )
+        time.sleep(PAUSE_S)
+    return ""
+
+
+def generate(params: dict[str, Any]) -> tuple[int, str]:
+    """The tokens of one completion, and what is wrong if there are none."""
+    body = {"model": params["model"], "prompt": "1 2 3", "max_tokens": 4, "ignore_eos": True}
+    try:
+        answer = json.loads(request(params, "/v1/completions", body, ANSWER_S))
+        tokens = int(answer["usage"]["completion_tokens"])
+    except urllib.error.HTTPError as error:
+        return 0, f"it answered {error.code}: {error.read(500).decode(errors='replace')}"
+    except (OSError, ValueError, KeyError) as error:
+        return 0, f"it gave no answer: {getattr(error, 'reason', error)}"
+    return tokens, "" if tokens else "no token came back"
+
+
+def main() -> None:
+    spec = {
+        "url": {"type": "str", "required": True},
+        "model": {"type": "str", "required": True},
+        "api_key": {"type": "str", "default": "", "no_log": True},
+        "unit": {"type": "str", "default": "vllm.service"},
+        "timeout": {"type": "int", "default": 1800},
+    }
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    if module.check_mode:
+        module.exit_json(changed=False)
+    begin = time.monotonic()
+    wrong = wait(module.params)
+    if wrong:
+        module.fail_json(msg=wrong)
+    ready = time.monotonic()
+    tokens, wrong = generate(module.params)
+    if wrong:
+        told = f"{module.params['url']} says that it is ready, but asked for a completion {wrong}. "
+        module.fail_json(msg=told + last_words(module.params["unit"]))
+    latency = round((time.monotonic() - ready) * 1000)
+    module.exit_json(changed=False, latency_ms=latency, tokens=tokens, waited_s=round(ready - begin, 1))
+
+
+if __name__ == "__main__":
+    main()
