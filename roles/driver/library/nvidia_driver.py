@@ -18,9 +18,9 @@ DOCUMENTATION = r"""
 module: nvidia_driver
 short_description: Converges NVIDIA's driver to one exact version
 description:
-  - Adds the repository, installs the packages in exactly the version asked for (up or down), together with every
-    package of the driver that is installed in another version, holds all of them, and loads the kernel module if none
-    is loaded.
+  - Adds the repository, pins and installs the packages in exactly the version asked for (up or down), together with
+    every package of the driver that is installed in another version, holds all of them, and loads the kernel module if
+    none is loaded.
   - A kernel module of another version that is loaded already can only be replaced by a reboot. Then, unless
     O(reboot_allowed), the module stops before it changes anything, so that a running server keeps a driver whose parts
     fit each other. It never reboots by itself.
@@ -109,6 +109,7 @@ reboot_reason:
 """
 
 KEYRING = "/etc/apt/keyrings/provision-nvidia.asc"
+PREFERENCES = "/etc/apt/preferences.d/provision-nvidia"
 SOURCES = "/etc/apt/sources.list.d/provision-nvidia.sources"
 
 
@@ -132,11 +133,14 @@ def wanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> dict
 
 
 def plan_repository(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
-    """The key and the source of the packages."""
+    """The key, the source of the packages, and the pin: they exist in one version on this host, up or down."""
     url, text = repository_text(wanted["url"], wanted["suite"], wanted["components"], KEYRING)
     key = wanted["key"] or read_text(KEYRING) or ("(NVIDIA's key)\n" if check_mode else fetch_key(url))
     yield from file_change(KEYRING, key)
     yield from file_change(SOURCES, text)
+    names = " ".join(wanted["family"])
+    pin = f"Package: {names}\nPin: version {wanted['version']}-*\nPin-Priority: 1001\n"
+    yield from file_change(PREFERENCES, f"# Written by provision (role driver).\n{pin}")
 
 
 def install_quietly(missing: dict[str, str], lock_timeout_s: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import re
 from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple, Sequence
 
@@ -59,7 +60,7 @@ def apt_get(*arguments: str, lock_timeout_s: int) -> None:
     done = run(["apt-get", *OPTIONS, waiting, *arguments], check=False, env=QUIET)
     if done.rc == 0:
         return
-    if "Could not get lock" in done.err:
+    if re.search(r"(Could not get|Unable to acquire|Unable to lock).*lock", done.err):
         raise HostError(
             f"apt is in use on this host: {lock_holder() or 'another process'} has held its lock for more than "
             f"{lock_timeout_s} s. Wait for it to end, or stop it, and run again."
