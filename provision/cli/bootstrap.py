@@ -46,10 +46,7 @@ def bootstrap(
     as_json: bool,
     lab: bool,
 ) -> int:
-    """Bring every host of INVENTORY to what it says, and end with an answer of the served model.
-
-    Running it again changes only what has drifted.
-    """
+    """Bring every host of INVENTORY to what it says; again, and only what has drifted is changed."""
     fleet = load(inventory, lab)
     with progress(fleet, inventory, text=verbose > 0, as_json=as_json) as display:
         result = converge(

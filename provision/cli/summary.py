@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from provision.converge import Change, HostResult, Result
+from provision.converge import STAGES, Change, HostResult, Result
 from provision.converge.result import Difference
 from provision.inventory import Fleet
 
 SHORT = 72  # characters that a before and after may have to be shown in one line
 PER_STAGE = 8  # lines; a first run changes hundreds of things, and events.jsonl holds them all
+NAMED = 4  # hosts that are listed by name
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
@@ -37,22 +38,25 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False) -
 
 
 def _changes(hosts: list[HostResult], full: bool) -> Iterator[str]:
-    """Each set of changes once, under the names of all hosts that have it."""
-    blocks: dict[tuple[str, ...], list[str]] = {}
+    """What changed on the same hosts stands once, under their names; what most have in common comes first."""
+    who: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for host in hosts:
-        if host.changes:
-            blocks.setdefault(tuple(_host_lines(host, full)), []).append(host.name)
-    for lines, names in blocks.items():
-        yield f"[bold]{escape(', '.join(names))}[/]"
-        yield from lines
+        for change in host.changes:
+            for piece in _pieces(change, full):
+                names = who.setdefault((change.stage, piece), [])
+                names += [] if host.name in names else [host.name]
+    blocks: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for (stage, piece), names in who.items():
+        blocks.setdefault(tuple(names), {}).setdefault(stage, []).extend(piece)
+    for together, stages in sorted(blocks.items(), key=lambda block: -len(block[0])):
+        yield f"[bold]{escape(_named(together, len(hosts)))}[/]"
+        yield from _stage_lines(stages, full)
         yield ""
 
 
-def _host_lines(host: HostResult, full: bool) -> Iterator[str]:
-    stages: dict[str, list[str]] = {}
-    for change in host.changes:
-        stages.setdefault(change.stage, []).extend(_change_lines(change, full))
-    for stage, lines in stages.items():
+def _stage_lines(stages: dict[str, list[str]], full: bool) -> Iterator[str]:
+    for stage in sorted(stages, key=STAGES.index):
+        lines = stages[stage]
         shown = lines if full or len(lines) <= PER_STAGE else lines[: PER_STAGE - 1]
         for position, line in enumerate(shown):
             yield f"  [cyan]{stage if position == 0 else '':<12}[/]{line}"
@@ -60,17 +64,32 @@ def _host_lines(host: HostResult, full: bool) -> Iterator[str]:
             yield f"  {'':<12}[dim]and {len(lines) - len(shown)} more[/]"
 
 
-def _change_lines(change: Change, full: bool) -> Iterator[str]:
+def _named(names: tuple[str, ...], total: int) -> str:
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    if len(names) == total:
+        return f"all {total} hosts"
+    return f"{', '.join(names[: NAMED - 1])} and {len(names) - NAMED + 1} more"
+
+
+def _pieces(change: Change, full: bool) -> Iterator[tuple[str, ...]]:
+    """What is told of a change: each sentence by itself, or in full all of it together."""
+    lines = list(_change_lines(change))
+    if full:
+        details = [difference for difference in change.differences if change.actions or not _is_short(difference)]
+        lines += [f"[dim]{escape(line)}[/]" for difference in details for line in _unified(difference)]
+        yield tuple(lines)
+    else:
+        yield from ((line,) for line in lines)
+
+
+def _change_lines(change: Change) -> Iterator[str]:
     if change.actions:
         yield from (escape(action) for action in change.actions)
     elif change.differences:
         yield from (_one_line(difference, change) for difference in change.differences)
     else:
         yield escape(change.task)
-    if full:
-        for difference in change.differences:
-            if change.actions or not _is_short(difference):
-                yield from (f"[dim]{escape(line)}[/]" for line in _unified(difference))
 
 
 def _one_line(difference: Difference, change: Change) -> str:
@@ -131,7 +150,7 @@ def _interrupted(result: Result) -> Iterator[str]:
 
 def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
     hosts = list(result.hosts.values())
-    changes = sum(len(list(_change_lines(change, False))) for host in hosts for change in host.changes)
+    changes = sum(len(list(_change_lines(change))) for host in hosts for change in host.changes)
     bad = [host for host in hosts if host.failure]
     if not (changes or bad or result.error or result.interrupted):
         yield f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}: nothing to change."

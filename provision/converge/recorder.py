@@ -17,6 +17,8 @@ OUTCOMES = {
     "runner_on_unreachable": "unreachable",
 }
 
+ARGUMENT_CHECK = "Validating arguments against arg spec"
+
 
 class Recorder:
     """Follows one run. `emit` gets each event; `hosts` and `error` hold what they came to."""
@@ -46,6 +48,8 @@ class Recorder:
         kind, data = str(event.get("event")), event.get("event_data") or {}
         if kind == "playbook_on_play_start":
             self.begin(str(data.get("name") or data.get("play")))
+        elif kind in ("runner_on_start", "runner_on_ok") and str(data.get("task")).startswith(ARGUMENT_CHECK):
+            return  # Ansible's own step in front of each role: worth a word only if it fails
         elif kind == "runner_on_start" and self._known(data):
             self.running[data["host"]] = (self._stage or "", str(data["task"]))
             self.send("task_started", host=data["host"], stage=self._stage, task=str(data["task"]))

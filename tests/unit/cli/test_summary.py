@@ -61,6 +61,19 @@ def test_hosts_with_the_same_changes_stand_together(told):
     ]
 
 
+def test_what_hosts_have_in_common_stands_once(told):
+    own = Change("swap", "x", ("Made a swap file of 96 MiB.",), ())
+    assert told(changed("n1", SYSCTL), changed("n2", own, SYSCTL))[:5] == [
+        "n1, n2",
+        "  host        Set vm.swappiness to 10 (was 60).",
+        "",
+        "n2",
+        "  swap        Made a swap file of 96 MiB.",
+    ]
+    assert told(*(changed(f"n{n}", SYSCTL) for n in range(9)))[0] == "all 9 hosts"
+    assert told(HostResult("n0"), *(changed(f"n{n}", SYSCTL) for n in range(1, 9)))[0] == "n1, n2, n3 and 5 more"
+
+
 def test_diff_shows_what_changed_in_files(told):
     assert {"                -3", "                +4"} <= set(told(changed("n3", FILE), full=True))
 
