@@ -153,7 +153,8 @@ def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
     changes = sum(len(list(_change_lines(change))) for host in hosts for change in host.changes)
     bad = [host for host in hosts if host.failure]
     if not (changes or bad or result.error or result.interrupted):
-        yield f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}: nothing to change."
+        verified = f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}"
+        yield f"{verified}: nothing to change.{_answers(result, fleet)}"
         return
     would = "pending, nothing was done" if result.check else "made"
     said = [f"{_count(changes, 'change')} {would}" if changes else "nothing changed"]
@@ -161,11 +162,24 @@ def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
         count = sum(host.status == status for host in hosts)
         said += [f"{count} {word}"] if count else []
     if not (result.error or result.interrupted):
-        yield f"{_count(len(hosts), 'host')}: {', '.join(said)}, in {_time(result.seconds)}."
+        yield f"{_count(len(hosts), 'host')}: {', '.join(said)}, in {_time(result.seconds)}.{_answers(result, fleet)}"
     if result.check and changes and not bad:
         yield f"Apply them:  provision bootstrap {escape(str(inventory))}{' --lab' if _rehearsed(fleet) else ''}"
     if bad or result.error or result.interrupted:
         yield f"Log: {result.log if result.log.stat().st_size else result.directory}"
+
+
+def _answers(result: Result, fleet: Fleet) -> str:
+    """Which replicas generated tokens at the end, and how fast."""
+    times = {}
+    for replica in fleet.replicas:
+        host = result.hosts.get(replica.head.name)
+        if host and host.answer:
+            times[replica.name] = f"{host.answer.tokens} tokens in {host.answer.milliseconds} ms"
+    if not times:
+        return ""
+    names = _named(tuple(times), len(times)).replace("hosts", "replicas")
+    return f" {escape(names)} answer{'s' if len(times) == 1 else ''} ({', '.join(list(times.values())[:NAMED])})."
 
 
 def _rehearsed(fleet: Fleet) -> bool:

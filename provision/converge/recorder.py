@@ -8,7 +8,7 @@ from typing import Any
 
 from provision.converge import translate
 from provision.converge.journal import Event, now
-from provision.converge.result import Change, Failure, HostResult
+from provision.converge.result import Answer, Change, Failure, HostResult
 
 OUTCOMES = {
     "runner_on_ok": "ok",
@@ -96,6 +96,9 @@ class Recorder:
         message = translate.message(result) if outcome in ("failed", "unreachable") else None
         if outcome == "changed":
             host.changes.append(change)
+        if outcome == "ok" and "latency_ms" in result and "tokens" in result:
+            host.answer = Answer(int(result["tokens"]), int(result["latency_ms"]))
+            self.send("model_answered", host=host.name, tokens=host.answer.tokens, latency_ms=host.answer.milliseconds)
         if message is not None:
             host.failure = Failure(stage, task, message, unreachable=outcome == "unreachable")
         self.send(

@@ -38,6 +38,14 @@ class Failure:
     unreachable: bool = False
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The model on this host generated so many tokens, in so many milliseconds."""
+
+    tokens: int
+    milliseconds: int
+
+
 @dataclass
 class HostResult:
     """One host of a run. `held_back` names the stages left out because of `because`, a host of the same replica."""
@@ -47,6 +55,7 @@ class HostResult:
     failure: Failure | None = None
     held_back: tuple[str, ...] = ()
     because: str | None = None
+    answer: Answer | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -7,7 +7,8 @@ from rich.text import Text
 
 from provision.cli.summary import summary
 from provision.converge import Change, Failure, HostResult, Result
-from provision.converge.result import Difference
+from provision.converge.result import Answer, Difference
+from provision.inventory import Replica
 
 INVENTORY = Path("inventory/prod")
 
@@ -29,6 +30,7 @@ def told(tmp_path):
         class Fleet:
             sources = (INVENTORY,)
             lab = False
+            replicas = (Replica("a", hosts),)
 
         text = "\n".join(summary(result, Fleet(), INVENTORY, full))
         return [line.rstrip() for line in Text.from_markup(text).plain.splitlines()]
@@ -46,6 +48,11 @@ FILE = Change("ray", "Write", (), (Difference("/etc/x", "a", "b"), Difference("/
 
 def test_nothing_to_do_is_one_line(told):
     assert told(HostResult("n1"), HostResult("n2")) == ["2 hosts verified in 1.2 s: nothing to change."]
+
+
+def test_who_answers(told):
+    said = told(HostResult("n1", answer=Answer(8, 412)), HostResult("n2"))
+    assert said == ["2 hosts verified in 1.2 s: nothing to change. a answers (8 tokens in 412 ms)."]
 
 
 def test_hosts_with_the_same_changes_stand_together(told):
