@@ -57,7 +57,7 @@ class LineIndex:
         """Read a source (a directory or a file) and the group_vars and host_vars beside its files."""
         for path in _hosts_files(source):
             root = self._compose(path)
-            if isinstance(root, yaml.MappingNode):
+            if root is None or not _child(root, "plugin"):  # what configures an inventory plugin has no groups
                 self._groups(path, root)
         base = source if source.is_dir() else source.parent
         for kind in ("group", "host"):
@@ -88,28 +88,42 @@ class LineIndex:
             self.problems.append(_not_yaml(path, error))
             return None
 
-    def _groups(self, path: Path, node: yaml.MappingNode) -> None:
-        for key, value in node.value:
+    def _groups(self, path: Path, node: yaml.Node | None) -> None:
+        for key, value in self._entries(path, node, "The file, and what is under children,"):
             group = str(key.value)
             self._group_lines.setdefault(group, Place(path, key.start_mark.line + 1, None, value))
-            if not isinstance(value, yaml.MappingNode):
-                continue
-            self._variables(("group", group), path, _child(value, "vars"))
-            hosts = _child(value, "hosts")
-            for host, variables in hosts.value if isinstance(hosts, yaml.MappingNode) else []:
-                self._variables(("host", str(host.value)), path, variables)
-            children = _child(value, "children")
-            if isinstance(children, yaml.MappingNode):
-                self._groups(path, children)
+            for part, content in self._entries(path, value, f"The group {group}"):
+                if part.value == "vars":
+                    self._variables(("group", group), path, content)
+                elif part.value == "children":
+                    self._groups(path, content)
+                elif part.value == "hosts":
+                    for host, variables in self._entries(path, content, f"hosts of {group}"):
+                        self._variables(("host", str(host.value)), path, variables)
+                else:
+                    hint = "A group has hosts, vars and children."
+                    self._add(f"{group} has no key {part.value}.", path, part, hint)
 
     def _variables(self, scope: tuple[str, str], path: Path, node: yaml.Node | None) -> None:
         seen: dict[str, int] = {}
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        for key, value in self._entries(path, node, "Variables"):
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen:
-                self.problems.append(Problem(f"{name} is set twice; it stands in line {seen[name]} too.", path, line))
+                self._add(f"{name} is set twice; it stands in line {seen[name]} too.", path, key)
             seen[name] = line
             self._places.setdefault(scope, {})[name] = Place(path, line, _shown(value), value)
+
+    def _entries(self, path: Path, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
+        """Keys and values of a mapping. Nothing at all may stand for an empty one; anything else is a problem."""
+        if isinstance(node, yaml.MappingNode):
+            return list(node.value)
+        if node is not None and node.tag != "tag:yaml.org,2002:null":
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+            self._add(f"{what} must be a mapping (name: value); this is {kind}.", path, node)
+        return []
+
+    def _add(self, message: str, path: Path, node: yaml.Node, hint: str | None = None) -> None:
+        self.problems.append(Problem(message, path, node.start_mark.line + 1, hint))
 
 
 def _hosts_files(source: Path) -> list[Path]:
@@ -148,7 +162,7 @@ def _entry(node: yaml.Node, name: str) -> tuple[yaml.Node, yaml.Node] | None:
     return next(((key, value) for key, value in entries if str(key.value) == name), None)
 
 
-def _child(node: yaml.MappingNode, name: str) -> yaml.Node | None:
+def _child(node: yaml.Node, name: str) -> yaml.Node | None:
     found = _entry(node, name)
     return found[1] if found else None
 

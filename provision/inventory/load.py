@@ -19,6 +19,7 @@ from provision.inventory.values import check_values
 from provision.stack import DEFAULT_LOCK, Stack, load_stack
 
 SERVING = "serving"
+EXAMPLE = "serving:\n    children:\n      a:\n        hosts:\n          gpu-01: {ansible_host: 10.1.4.72}"
 
 
 def load_fleet(inventory: Path, extra: Sequence[Path] = ()) -> Fleet:
@@ -61,7 +62,7 @@ def select(fleet: Fleet, limit: str | None) -> tuple[Host, ...]:
     """
     if limit is None:
         return fleet.serving
-    known = [*fleet.groups, *fleet.hosts]
+    known = [*(name for name in fleet.groups if name != "ungrouped"), *fleet.hosts]
     for part in filter(None, re.split(r"[,:]", limit)):
         name = part.lstrip("!&")
         if not re.search(r"[*?\[\]~@]", name) and name not in known:
@@ -86,6 +87,8 @@ def _index(inventory: Path, extra: Iterable[Path]) -> LineIndex:
         raise InventoryError(
             [Problem("does not exist.", inventory, hint=f"Start one with: provision init {inventory}")]
         )
+    if inventory.is_dir() and not any(path.is_file() and path.name != "stack.lock.yml" for path in inventory.iterdir()):
+        raise InventoryError([_no_hosts(inventory)])
     index = LineIndex()
     for source in (inventory, *extra):
         index.add(source)
@@ -116,20 +119,23 @@ def _unreadable(inventory: Path, reason: str) -> Problem:
 
 
 def _shape(inventory: Path, raw: RawInventory, index: LineIndex) -> list[Problem]:
-    example = "serving:\n    children:\n      a:\n        hosts:\n          gpu-01: {ansible_host: 10.1.4.72}"
     if not raw.hosts:
-        return [Problem("names no host. The least that it needs, as hosts.yml:", inventory, hint=example)]
+        return [_no_hosts(inventory)]
     if SERVING not in raw.groups:
         near = nearest(SERVING, raw.groups)
         place = index.of_group(near) if near else None
         message = "no group is called serving: its child groups are the replicas, and their hosts serve the model."
         if place:
             return [Problem(message, place.path, place.line, f"Is {near} meant to be serving?")]
-        return [Problem(message, inventory, hint=f"For example:\n  {example}")]
+        return [Problem(message, inventory, hint=f"For example:\n  {EXAMPLE}")]
     if not raw.groups[SERVING]:
         place = index.of_group(SERVING)
         return [Problem("serving has no hosts.", place.path if place else inventory, place.line if place else None)]
     return []
+
+
+def _no_hosts(inventory: Path) -> Problem:
+    return Problem("names no host. The least that it needs, as hosts.yml:", inventory, hint=EXAMPLE)
 
 
 def _fleet(inventory: Path, sources: tuple[Path, ...], raw: RawInventory, stack: Stack) -> Fleet:

@@ -78,6 +78,25 @@ def test_an_inventory_without_hosts(make, hosts):
     assert "names no host" in problems(make({"hosts.yml": hosts}))[0].message
 
 
+def test_an_empty_directory(tmp_path):
+    assert "names no host" in only(tmp_path).message
+
+
+@pytest.mark.parametrize(
+    ("files", "line", "said"),
+    [
+        ({"hosts.yml": "- a\n- b\n"}, 1, "must be a mapping (name: value); this is a list."),
+        ({"hosts.yml": "serving: {children: {a: {\nhosts: [n1]}}}\n"}, 2, "hosts of a must be a mapping"),
+        ({"hosts.yml": "serving:\n  childen: {}\n"}, 2, "serving has no key childen."),
+        ({"group_vars/all.yml": "- x\n"}, 1, "Variables must be a mapping"),
+    ],
+)
+def test_a_wrong_shape_has_its_line(make, files, line, said):
+    problem = only(make(files))
+    assert problem.line == line
+    assert said in problem.message
+
+
 def test_no_serving_group_names_the_nearest(make):
     found = [
         p for p in problems(make({"hosts.yml": "servng:\n  hosts: {n1: }\n"})) if "no group is called" in p.message
