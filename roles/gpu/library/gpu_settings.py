@@ -119,6 +119,11 @@ def wait_until_restored(unit: str) -> None:
         time.sleep(0.5)
 
 
+def gpus(indexes: list[str]) -> str:
+    """GPUs in words: "GPU 3", "GPUs 0, 1"."""
+    return f"GPU{'s' if len(indexes) > 1 else ''} {', '.join(indexes)}"
+
+
 def group(settings: list[tuple[str, Setting]]) -> dict[Setting, list[tuple[str, Setting]]]:
     """The same change on several GPUs together, in the order in which they came."""
     groups: dict[Setting, list[tuple[str, Setting]]] = {}
@@ -127,21 +132,26 @@ def group(settings: list[tuple[str, Setting]]) -> dict[Setting, list[tuple[str, 
     return groups
 
 
-def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> Iterator[Change]:
-    """What differs, one change for all GPUs that need it; `rows` receives what nvidia-smi shows."""
-    record: dict[str, Any] = {"graphics": {}, "memory": {}, "quiet": [], **json.loads(read_text(RECORD) or "{}")}
+def observe(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> bool:
+    """Read all GPUs into `rows`; false where check mode knows that what was set stands once the driver is repaired."""
     wait_until_restored(wanted["restored_by"])
     try:
         rows += query_gpus(FIELDS)
     except LibraryMismatchError:
         if check_mode and is_enabled(wanted["restored_by"]):
-            return  # the driver stage repairs it, and what was set stands
+            return False
         raise
     if not rows and not check_mode:
         raise HostError("nvidia-smi shows no GPU: the driver is not installed. Run the driver stage first.")
     if rows:
         refuse_unlisted(wanted, rows)
-    if rows and check_mode and restored_later(wanted["restored_by"]):
+    return not (rows and check_mode and restored_later(wanted["restored_by"]))
+
+
+def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> Iterator[Change]:
+    """What differs, one change for all GPUs that need it; `rows` receives what nvidia-smi shows."""
+    record: dict[str, Any] = {"graphics": {}, "memory": {}, "quiet": [], **json.loads(read_text(RECORD) or "{}")}
+    if not observe(wanted, check_mode, rows):
         return
     found = [
         (row["index"], setting) for row in rows or virgin_rows(wanted) for setting in differing(row, wanted, record)
@@ -149,19 +159,20 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
     for setting, members in group(found).items():
         indexes = [index for index, _ in members]
         yield Change(
-            setting.sentence.format(f"GPU{'s' if len(indexes) > 1 else ''} {', '.join(indexes)}"),
+            setting.sentence.format(gpus(indexes)),
             lambda indexes=indexes, setting=setting: run(["nvidia-smi", "-i", ",".join(indexes), *setting.command]),
             f"nvidia-smi {setting.command[0]}",
             "".join(f"GPU {index}: {member.seen if rows else 'no driver yet'}\n" for index, member in members),
             "".join(f"GPU {index}: {member.wanted}\n" for index, member in members),
         )
+    if found and rows and not check_mode:
+        rows[:] = query_gpus(FIELDS)
     if not check_mode and any(setting.command[0] in ("-lgc", "-rgc", "-lmc", "-rmc") for _, setting in found):
-        remember(wanted, record, {index for index, setting in found if setting.command[0] == "-lgc"})
+        remember(wanted, rows, record, {index for index, setting in found if setting.command[0] == "-lgc"})
 
 
-def remember(wanted: dict[str, Any], before: dict[str, Any], just_locked: set[str]) -> None:
+def remember(wanted: dict[str, Any], rows: list[dict[str, str]], before: dict[str, Any], just_locked: set[str]) -> None:
     """Note what is locked now, and which cards do not show a lock just made when they are idle."""
-    rows = query_gpus(("index", "clocks.sm"))
     after: dict[str, Any] = {"quiet": [index for index in before["quiet"] if index not in just_locked]}
     for row in rows:
         lock = value_for(wanted["locked_clocks"], row["index"])
@@ -174,14 +185,16 @@ def remember(wanted: dict[str, Any], before: dict[str, Any], just_locked: set[st
 
 
 def pending(rows: list[dict[str, str]], wanted: dict[str, Any]) -> list[str]:
-    """Modes that wait for a reset or a reboot."""
-    return [
-        f"GPU {row['index']}: {name.upper()} mode is {row[f'{name}.mode.current']}; it becomes "
-        f"{'Enabled' if wanted[name] else 'Disabled'} with the next reset of the GPU, or reboot of the host."
-        for row in rows
-        for name in ("ecc", "mig")
-        if row[f"{name}.mode.current"] not in ("[N/A]", "Enabled" if wanted[name] else "Disabled")
-    ]
+    """Modes that are asked for and not there yet: they wait for a reset or a reboot."""
+    sentences = []
+    for name in ("ecc", "mig"):
+        word = "Enabled" if wanted[name] else "Disabled"
+        late = [row["index"] for row in rows if row[f"{name}.mode.current"] not in ("[N/A]", word)]
+        if late:
+            sentences.append(
+                f"{name.upper()} mode of {gpus(late)} becomes {word} with the next reset of the GPU or reboot."
+            )
+    return sentences
 
 
 def main() -> None:

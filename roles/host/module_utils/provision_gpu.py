@@ -136,8 +136,7 @@ def modes(row: dict[str, str], wanted: dict[str, Any]) -> Iterator[Setting]:
         is_on, seen = wanted[name], row[f"{name}.mode.pending"]
         text = "Enabled" if is_on else "Disabled"
         if seen not in (text, "[N/A]"):
-            sentence = f"{text} {name.upper()} mode of {{}}; it takes effect after a reset or a reboot."
-            yield Setting(sentence, (switch, "1" if is_on else "0"), seen, text)
+            yield Setting(f"{text} {name.upper()} mode of {{}}.", (switch, "1" if is_on else "0"), seen, text)
 
 
 def differing(row: dict[str, str], wanted: dict[str, Any], record: dict[str, Any]) -> Iterator[Setting]:
