@@ -100,8 +100,9 @@ def is_ready(params: dict[str, Any]) -> bool:
 
 def unit_state(unit: str) -> tuple[str, int]:
     """What systemd says of the unit, and how often it started it again."""
-    shown = run(["systemctl", "show", unit, "-P", "ActiveState", "-P", "NRestarts"], check=False).out.split()
-    return (shown[0], int(shown[1])) if len(shown) == 2 else ("unknown", 0)
+    lines = run(["systemctl", "show", unit, "--property=ActiveState,NRestarts"], check=False).out.splitlines()
+    shown = dict(line.split("=", 1) for line in lines)
+    return shown.get("ActiveState", "unknown"), int(shown.get("NRestarts") or 0)
 
 
 def last_words(unit: str) -> str:
