@@ -24,6 +24,7 @@ def load(inventory: Path, lab: bool) -> Fleet:
 
     found = fleet.find(inventory)
     if found is None:
+        load_fleet(inventory)  # what is wrong with it is worth knowing first
         raise LabError(
             f"The hosts of {inventory} are simulated, and are not up.\n  Bring them up:  provision lab up {inventory}"
         )
