@@ -1,0 +1,78 @@
+"""What every module does with what differs, and how files are put in place."""
+
+import stat
+
+import pytest
+from ansible.module_utils import provision_host
+from ansible.module_utils.provision_host import Change, HostError, converge, file_change, host_lock, write_file
+
+
+@pytest.fixture(autouse=True)
+def lock_here(tmp_path, monkeypatch):
+    path = str(tmp_path / "run/lock")
+    monkeypatch.setattr(provision_host, "host_lock", lambda: host_lock(path, wait_s=0.3))
+    return path
+
+
+def end_of(module, plan, module_end):
+    with pytest.raises(module_end) as end:
+        converge(module, plan)
+    return end.value.result
+
+
+def test_check_mode_tells_and_does_nothing(fake_module, module_end):
+    done = []
+    changes = [Change("Did it.", lambda: done.append(1), "thing", "a\n", "b\n")]
+    result = end_of(fake_module(check_mode=True), lambda: changes, module_end)
+    assert done == []
+    assert result["actions"] == ["Did it."]
+    assert result["changed"]
+    assert result["diff"] == [{"before_header": "thing", "after_header": "thing", "before": "a\n", "after": "b\n"}]
+
+
+def test_each_next_reading_sees_the_last_change(fake_module, module_end):
+    state = []
+
+    def plan():
+        yield Change("First.", lambda: state.append(1))
+        if state:
+            yield Change("Second.", lambda: state.append(2))
+
+    assert end_of(fake_module(), plan, module_end)["actions"] == ["First.", "Second."]
+    assert end_of(fake_module(check_mode=True), lambda: iter(()), module_end)["changed"] is False
+
+
+def test_a_failure_tells_what_was_done_before_it(fake_module, module_end):
+    def plan():
+        yield Change("First.", list)
+        raise HostError("It is so. Do that.")
+
+    result = end_of(fake_module(), plan, module_end)
+    assert result["failed"]
+    assert result["msg"] == "It is so. Do that."
+    assert result["actions"] == ["First."]
+
+
+def test_a_host_is_changed_by_one_run_at_a_time(fake_module, module_end, lock_here):
+    with host_lock(lock_here, wait_s=0):
+        result = end_of(fake_module(), lambda: iter(()), module_end)
+    assert result["failed"]
+    assert "has been changing this host" in result["msg"]
+
+
+def test_a_file_is_whole_and_has_its_mode(tmp_path):
+    path = tmp_path / "deep/secret"
+    write_file(str(path), "x\n", 0o600)
+    assert path.read_text() == "x\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["secret"]
+
+
+def test_only_what_differs_is_a_change(tmp_path):
+    path = tmp_path / "file"
+    assert [change.action for change in file_change(str(path), "x")] == [f"Wrote {path}."]
+    write_file(str(path), "x")
+    assert list(file_change(str(path), "x")) == []
+    path.chmod(0o600)
+    assert [change.action for change in file_change(str(path), "x")] == [f"Set the mode of {path} to 0644."]
+    assert [change.action for change in file_change(str(path), "y")] == [f"Rewrote {path}."]

@@ -1,0 +1,60 @@
+"""Certificate authorities: one file each, and a bundle that agrees."""
+
+import pytest
+from ansible.module_utils.provision_host import HostError
+
+
+def pem(body):
+    return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def authorities(role_module, monkeypatch, tmp_path):
+    module = role_module("site", "ca_certificates")
+    monkeypatch.setattr(module, "FOLDER", str(tmp_path / "local"))
+    monkeypatch.setattr(module, "BUNDLE", str(tmp_path / "certs/bundle.crt"))
+    monkeypatch.setattr(module.shutil, "which", lambda name: name)
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "local").mkdir()
+
+    def rebuild(_):
+        files = sorted((tmp_path / "local").glob("*.crt"))
+        (tmp_path / "certs/bundle.crt").write_text("".join(file.read_text() for file in files))
+
+    monkeypatch.setattr(module, "run", rebuild)
+    return module
+
+
+def apply(module, texts):
+    done = []
+    for change in module.plan(texts):
+        change.act()
+        done.append(change.action)
+    return done
+
+
+def test_each_certificate_gets_a_file_and_the_bundle_follows(authorities, tmp_path):
+    texts = [pem("QUFB") + "a comment\n" + pem("QkJC")]
+    done = apply(authorities, texts)
+    assert len(done) == 3
+    assert done[-1] == "Rebuilt the bundle of trusted certificates."
+    assert apply(authorities, texts) == []
+    (tmp_path / "certs/bundle.crt").write_text("")
+    assert apply(authorities, texts) == ["Rebuilt the bundle of trusted certificates."]
+
+
+def test_one_that_is_no_longer_wanted_goes(authorities, tmp_path):
+    apply(authorities, [pem("QUFB"), pem("QkJC")])
+    gone = next(path for path in (tmp_path / "local").iterdir() if "QkJC" in path.read_text())
+    (tmp_path / "certs" / f"{gone.stem}.pem").symlink_to(gone)
+    assert apply(authorities, [pem("QUFB")])[0] == f"Removed {gone}."
+
+
+def test_without_the_package_the_files_wait(authorities, monkeypatch):
+    monkeypatch.setattr(authorities.shutil, "which", lambda name: None)
+    assert len(apply(authorities, [pem("QUFB")])) == 1
+
+
+def test_a_file_without_a_certificate_is_refused(authorities):
+    with pytest.raises(HostError, match="holds no certificate"):
+        apply(authorities, ["hello"])
