@@ -143,7 +143,7 @@ def verify(params: dict[str, Any]) -> None:
         answer = json.loads(done.out.strip().splitlines()[-1])
         error, options = answer["error"], answer["options"]
     except (ValueError, KeyError, IndexError, TypeError):
-        last = "\n".join((done.err.strip() or done.out.strip()).splitlines()[-5:])
+        last = ((done.err.strip() or done.out.strip()).splitlines() or ["no word"])[-1]
         raise HostError(f"vLLM could not be asked about its configuration; it ended with {done.rc}: {last}") from None
     if error:
         raise HostError(

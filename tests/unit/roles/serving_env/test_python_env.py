@@ -1,0 +1,113 @@
+"""Environments: named by what they hold, judged by their files."""
+
+import csv
+import io
+import os
+import zipfile
+
+import pytest
+from ansible.module_utils import provision_python_env
+
+PARAMS = {"requirements": ["vllm==0.32.0", "ray==2.60.0"], "excludes": [], "local_packages": [], "python": ">=3.11"}
+PARAMS |= {"path": None, "directory": "/opt/provision/env"}
+PACKAGE = {
+    "name": "my-plugin",
+    "version": "1.0",
+    "files": {"my/__init__.py": "X = 1\n"},
+    "entry_points": "[a]\nb = my\n",
+}
+
+
+@pytest.fixture
+def module(role_module):
+    return role_module("serving_env", "python_env")
+
+
+@pytest.fixture
+def environment(tmp_path, module):
+    """An environment as the build leaves it."""
+    env = tmp_path / "env"
+    (env / "lib/pkg/__pycache__").mkdir(parents=True)
+    (env / ".provision").mkdir()
+    (env / "bin").mkdir()
+    (env / "bin/python").symlink_to("/bin/sh")
+    (env / "lib/pkg/a.py").write_text("a")
+    (env / "lib/pkg/__pycache__/a.pyc").write_text("compiled")
+    for path in ("bin/python", "lib/pkg/a.py"):
+        os.utime(env / path, (module.STAMP, module.STAMP), follow_symlinks=False)
+    (env / ".provision/files").write_text("bin/python\t7\nlib/pkg/a.py\t1\n")
+    (env / ".provision/lock.txt").write_text("pkg==1\n")
+    (env / ".provision/wanted.json").write_text("wanted")
+    return env
+
+
+def test_an_environment_is_named_by_what_it_holds(module):
+    other = {**PARAMS, "requirements": ["vllm==0.33.0", "ray==2.60.0"]}
+    assert module.place(PARAMS) == module.place({**PARAMS, "index_url": "https://mirror.example"})
+    assert module.place(PARAMS) != module.place(other)
+    assert module.place({**PARAMS, "path": "/opt/provision/tools"}) == "/opt/provision/tools"
+
+
+def test_an_untouched_environment_is_left_alone(module, environment):
+    (environment / "lib/pkg/__pycache__/b.pyc").write_text("compiled later")
+    assert module.differences(str(environment), "wanted") == []
+
+
+@pytest.mark.parametrize(
+    ("drift", "told"),
+    [
+        (lambda env: (env / "lib/pkg/a.py").unlink(), ["lib/pkg/a.py: missing"]),
+        (lambda env: (env / "lib/pkg/a.py").write_text("b"), ["lib/pkg/a.py: changed"]),
+        (lambda env: (env / "lib/other.py").write_text(""), ["lib/other.py: not installed by us"]),
+        (lambda env: (env / ".provision/files").unlink(), ["unfinished"]),
+        (lambda env: (env / ".provision/wanted.json").write_text("x"), ["another list of packages"]),
+    ],
+)
+def test_drift_is_found(module, environment, drift, told):
+    drift(environment)
+    assert module.differences(str(environment), "wanted") == told
+
+
+def test_an_interpreter_that_is_gone_is_found(module, environment):
+    (environment / "bin/python").unlink()
+    (environment / "bin/python").symlink_to("/gone/3")
+    os.utime(environment / "bin/python", (module.STAMP, module.STAMP), follow_symlinks=False)
+    assert module.differences(str(environment), "wanted") == ["bin/python: the interpreter that it points to is gone"]
+
+
+def test_sentences(module, environment, monkeypatch):
+    params = {**PARAMS, "path": str(environment)}
+    monkeypatch.setattr(module, "wanted_text", lambda params: "wanted")
+    assert list(module.plan(params)) == []
+    (environment / "lib/pkg/a.py").unlink()
+    (change,) = module.plan(params)
+    assert change.action.endswith("What was there differed: lib/pkg/a.py: missing.")
+    (change,) = module.plan({**params, "path": str(environment / "none")})
+    assert change.action == f"Built {environment}/none: vllm==0.32.0, ray==2.60.0."
+    assert module.facts({**params, "path": str(environment / "none")})["present"] is False
+
+
+def test_a_wheel_made_here_is_one_and_always_the_same():
+    name, data = provision_python_env.wheel(PACKAGE)
+    assert name == "my_plugin-1.0-py3-none-any.whl"
+    assert (name, data) == provision_python_env.wheel(PACKAGE)
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    records = [row[0] for row in csv.reader(archive.read("my_plugin-1.0.dist-info/RECORD").decode().splitlines())]
+    assert sorted(records) == sorted(archive.namelist())
+    assert b"Name: my-plugin" in archive.read("my_plugin-1.0.dist-info/METADATA")
+
+
+def test_what_the_build_reads_is_in_its_environment_and_no_more():
+    params = {**PARAMS, "uv": None, "bootstrap": "uv==1", "imports": ["a", "b"], "compile": False, "warm": []}
+    params |= {
+        "cache": "/c",
+        "index_url": "https://user:secret@mirror",
+        "extra_index_urls": [],
+        "find_links": ["/w", "/x"],
+    }
+    variables = provision_python_env.environment(params, "/opt/env", "/run/folder")
+    assert variables["NEW"] == "/opt/env.new"
+    assert variables["IMPORTS"] == "a, b"
+    assert (variables["UV_FIND_LINKS"], variables["PIP_FIND_LINKS"]) == ("/w,/x", "/w /x")
+    assert variables["UV_DEFAULT_INDEX"] == variables["PIP_INDEX_URL"]
+    assert not {"UV_INDEX", "UV_INDEX_STRATEGY"} & variables.keys()

@@ -1,0 +1,203 @@
+"""Weights: found in place, verified, fetched file by file, against the lab's own hub."""
+
+import json
+import shutil
+import threading
+
+import pytest
+from ansible.module_utils import provision_hub, provision_weights
+from ansible.module_utils.provision_host import HostError
+
+from provision.lab.hub import TINY, Hub
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    server = Hub("127.0.0.1", 0, tmp_path_factory.mktemp("hub"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def make(hub, tmp_path, monkeypatch):
+    """A `Weights` whose downloads copy from the hub's directory; `.downloads` lists the names asked for."""
+    monkeypatch.setattr(provision_weights, "MARGIN", 0)
+    monkeypatch.setattr(provision_weights.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr(provision_weights.os, "sync", lambda: None)
+    downloads, warnings = [], []
+
+    def build(**changes):
+        params = {
+            "repo": TINY,
+            "revision": "main",
+            "directory": str(tmp_path),
+            "token": "",
+            "exclude": [],
+            "user": "vllm",
+        }
+        params |= {"endpoint": f"http://127.0.0.1:{hub.server_port}", "unit": "u", "hf": "hf", **changes}
+        weights = provision_weights.Weights(params, warnings.append)
+
+        def download(names):
+            downloads.append(sorted(names))
+            for name in names:
+                shutil.copyfile(hub.models / TINY / name, weights.partial / name)
+
+        weights.download = download
+        weights.downloads, weights.warnings = downloads, warnings
+        return weights
+
+    return build
+
+
+def converge(weights, check=False):
+    """The sentences of one run."""
+    actions = []
+    for change in weights.plan(check):
+        if not check:
+            change.act()
+        actions.append(change.action)
+    return actions
+
+
+def test_download_then_nothing(make):
+    predicted, weights = converge(make(), check=True), make()
+    assert converge(weights) == predicted == [f"Downloaded {TINY} at {weights.commit[:12]}: 7 files, 4.2 MB."]
+    assert weights.facts()["present"] is True
+    assert not weights.partial.exists()
+    again = make()
+    assert converge(again) == []
+    assert len(again.downloads) == 1
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_damage_is_fetched_again_alone(make, check):
+    first = make()
+    converge(first)
+    shard = next(first.place.glob("*.safetensors"))
+    with shard.open("r+b") as file:
+        file.seek(9000)
+        file.write(b"x")
+    (first.place / "config.json").unlink()
+    (first.place / "tokenizer.json").touch()
+    weights = make()
+    assert converge(weights, check) == [
+        "Verified again tokenizer.json.",
+        f"Fetched again config.json, {shard.name} of {TINY} at {weights.commit[:12]}, 3.1 MB: missing or damaged.",
+    ]
+    assert weights.downloads[1:] == ([] if check else [["config.json", shard.name]])
+    assert (converge(make(), check=True) == []) != check
+
+
+def test_models_that_were_copied_here_are_taken_over(make, hub):
+    weights = make()
+    weights.look_up()
+    shutil.copytree(hub.models / TINY, weights.place)
+    actions = converge(weights)
+    assert actions[0].startswith("Verified again config.json")
+    assert actions[1].startswith("Wrote ")
+    assert weights.downloads == []
+
+
+def test_what_an_interrupted_download_left_is_kept_when_right(make, hub):
+    weights = make()
+    weights.look_up()
+    weights.partial.mkdir(parents=True)
+    good, bad = sorted(path.name for path in (hub.models / TINY).glob("*.safetensors"))
+    shutil.copyfile(hub.models / TINY / good, weights.partial / good)
+    (weights.partial / bad).write_bytes(b"cut")
+    converge(weights)
+    (asked,) = weights.downloads
+    assert bad in asked
+    assert good not in asked
+
+
+def test_a_hub_that_sends_something_else_is_told_after_two_tries(make):
+    weights = make()
+    weights.download = lambda names: [(weights.partial / name).write_bytes(b"x") for name in names]
+    with pytest.raises(HostError, match="twice with another content"):
+        converge(weights)
+    assert not weights.place.exists()
+
+
+def test_an_index_that_names_what_is_left_out_stops_before_anything_is_in_place(make):
+    with pytest.raises(HostError, match=r"model-00002-of-00002\.safetensors, which commit"):
+        converge(make(exclude=["model-00002*"]))
+
+
+def test_too_little_room_is_told_in_check_mode_too(make, monkeypatch):
+    monkeypatch.setattr(provision_weights, "MARGIN", 1 << 60)
+    with pytest.raises(HostError, match=r"GB free, and .* needs .* more there"):
+        converge(make(), check=True)
+
+
+def test_a_branch_stays_what_it_was_while_the_hub_is_silent(make, monkeypatch):
+    converge(make())
+    monkeypatch.setattr(provision_hub.time, "sleep", lambda seconds: None)
+    silent = make(endpoint="http://127.0.0.1:9")
+    assert converge(silent) == []
+    assert "Keeping commit" in silent.warnings[0]
+
+
+def test_a_pinned_commit_asks_the_hub_nothing(make):
+    first = make()
+    converge(first)
+    assert converge(make(revision=first.commit, endpoint="http://127.0.0.1:9")) == []
+
+
+def test_a_silent_hub_on_a_bare_host(make, monkeypatch):
+    monkeypatch.setattr(provision_hub.time, "sleep", lambda seconds: None)
+    assert converge(make(endpoint="http://127.0.0.1:9"), check=True) == [f"Downloaded {TINY} at main."]
+    with pytest.raises(HostError, match="does not answer this host"):
+        converge(make(endpoint="http://127.0.0.1:9"))
+
+
+def test_a_damaged_manifest_is_made_anew(make):
+    weights = make()
+    converge(weights)
+    with open(weights.manifest, "w") as file:
+        file.write("{")
+    assert converge(make()) == [f"Rewrote {weights.manifest}."]
+
+
+def test_pages_and_refusals(monkeypatch):
+    pages = {
+        "https://hub/api/models/a/b/tree/c?recursive=true&expand=false": (
+            [{"type": "file", "path": "x", "size": 1, "oid": "1"}, {"type": "directory", "path": "d"}],
+            "https://hub/next",
+        ),
+        "https://hub/next": ([{"type": "file", "path": "y", "size": 2, "oid": "2", "lfs": {"oid": "3"}}], ""),
+    }
+    monkeypatch.setattr(
+        provision_hub, "ask", lambda endpoint, path, token: pages[path if "://" in path else endpoint + path]
+    )
+    files = provision_hub.list_files("https://hub", "a/b", "c", "")
+    assert files == {"x": {"size": 1, "git": "1"}, "y": {"size": 2, "sha256": "3"}}
+    assert "weights_token" in provision_hub._refused("u", 403)
+    assert "weights_revision" in provision_hub._refused("u", 404)
+
+
+def test_the_token_reaches_the_environment_of_the_download_only(make, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        provision_weights, "run_unit", lambda unit, script, env, user: seen.update(script=script, env=env, user=user)
+    )
+    weights = make(token="hf_secret")
+    weights.look_up()
+    provision_weights.Weights.download(weights, ["a b.json"])
+    assert "hf_secret" not in seen["script"]
+    assert "'a b.json'" in seen["script"]
+    assert seen["env"]["HF_TOKEN"] == "hf_secret"
+    assert seen["env"]["HF_HUB_DISABLE_XET"] == "1"
+    assert json.dumps(seen["env"])
+
+
+def test_sizes_for_people():
+    assert [provision_weights.human(size) for size in (7, 4200, 4.2e6, 688_586_727_753)] == [
+        "7 bytes",
+        "4.2 kB",
+        "4.2 MB",
+        "688.6 GB",
+    ]
