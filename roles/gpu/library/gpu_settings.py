@@ -28,7 +28,8 @@ description:
     same change together.
   - No driver tells whether a clock is locked. What can be observed is the clock itself. A locked card runs at its lock
     also when idle; a card that is held below it by heat or power is taken for locked. Where no lock is wanted, a lock
-    set by hand shows on an idle card, whose clock would otherwise drop; on a busy card it does not.
+    set by hand shows on a card without work, which otherwise drops to its lowest clocks or, with a client that waits,
+    runs at its highest; on a busy card it does not.
 options:
   locked_clocks:
     description: Graphics clocks in MHz by index, or C(all), as V(1830) or a range V(1200,1830). Others are unlocked.

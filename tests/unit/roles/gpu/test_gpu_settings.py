@@ -17,7 +17,7 @@ WANTED = {
     "mig": False,
 }
 WANTED |= {"expected": {"count": 2, "watts": 500}, "restored_by": ""}
-IDLE = {"clocks.sm": "345", "clocks_event_reasons.gpu_idle": "Active", "utilization.gpu": "0"}
+IDLE = {"clocks.sm": "345", "utilization.gpu": "0"}
 CARD = dict.fromkeys(provision_gpu.FIELDS, "Not Active") | {
     "index": "3",
     "persistence_mode": "Enabled",
