@@ -168,7 +168,9 @@ class Weights:
         touched = [name for name in self.files if not is_sealed(self.place / name, self.files[name])]
         good = which_hold(self.place, self.files, touched)
         if good:
-            yield Change(f"Verified again {names_of(good)}.", lambda: [seal(self.place / name) for name in good])
+            before = "".join(f"{name}: written since it was verified\n" for name in sorted(good))
+            sentence, after = f"Verified again {names_of(good)}.", "the same content\n"
+            yield Change(sentence, lambda: [seal(self.place / name) for name in good], str(self.place), before, after)
         wanted = [name for name in touched if name not in good]
         if wanted:
             self.expect_room(wanted)

@@ -152,6 +152,12 @@ def verify(params: dict[str, Any]) -> None:
         )
 
 
+def put_secret(text: str) -> None:
+    """Write the file into a directory that only root can enter."""
+    os.makedirs(os.path.dirname(SECRETS), mode=0o700, exist_ok=True)
+    write_file(SECRETS, text, 0o600)
+
+
 def plan_secret(api_key: str) -> Iterator[Change]:
     """The file with the key: a diff would show it, so it only says that it differs."""
     text, there = secret_text(api_key) if api_key else None, read_text(SECRETS)
@@ -159,7 +165,7 @@ def plan_secret(api_key: str) -> Iterator[Change]:
     if text is None and there is not None:
         yield Change("Removed the key of the API.", lambda: os.unlink(SECRETS), SECRETS, *words)
     elif text is not None and (text != there or os.stat(SECRETS).st_mode & 0o7777 != 0o600):
-        yield Change("Wrote the key of the API.", lambda: write_file(SECRETS, text, 0o600), SECRETS, *words)
+        yield Change("Wrote the key of the API.", lambda: put_secret(text), SECRETS, *words)
 
 
 def plan(params: dict[str, Any]) -> Iterator[Change]:
