@@ -1,4 +1,4 @@
-"""Draw docs/images/bootstrap.svg: a first bootstrap of the simulated fleet, one drifted setting, and its repair, as they ran."""
+"""Draw docs/images/bootstrap.svg: a first bootstrap of the simulated fleet, a drifted setting, and its repair."""
 
 from __future__ import annotations
 
