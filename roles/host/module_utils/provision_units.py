@@ -15,6 +15,8 @@ RECORDS = "/run/provision"
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "InvocationID")
 # The record's line is a shell command inside a unit file: a name of these characters needs no quoting in either.
 PLAIN = re.compile(r"[A-Za-z0-9_./@:+-]+")
+# How systemd-analyze speaks of a program, and of a unit, that does not exist.
+NOT_THERE_YET = re.compile(r"is not executable: No such file|: Unit \S+ not found\.")
 UP = ("active", "activating", "reloading")
 
 
@@ -101,8 +103,8 @@ def verify(units: list[dict[str, Any]], check_mode: bool) -> None:
     # It also speaks of other units of the host, and ends with 0 after warnings: what it says of ours decides.
     prefixes = tuple(f"{folder}/{name}" for name in texts) + tuple(f"{name}:" for name in texts)
     complaints = [line.replace(f"{folder}/", "") for line in done.err.splitlines() if line.startswith(prefixes)]
-    if check_mode:  # a program that an earlier stage installs is not there yet
-        complaints = [line for line in complaints if "is not executable: No such file" not in line]
+    if check_mode:  # what an earlier stage would bring is not there yet
+        complaints = [line for line in complaints if not NOT_THERE_YET.search(line)]
     if complaints:
         raise HostError("systemd-analyze verify refuses the unit; nothing was changed. " + " ".join(complaints))
 
