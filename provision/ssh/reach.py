@@ -81,7 +81,8 @@ def _reach(host: Host) -> Reach:
                 hide=True,
                 warn=True,
                 timeout=TIMEOUT,
-                in_stream=io.StringIO(f"{_sudo_password(host)}\n"),
+                # Nothing is sent where nothing is read: the shell may be gone before it is.
+                in_stream=io.StringIO(f"{_sudo_password(host)}\n") if _sudo_password(host) else False,
             )
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this host alone and is put into words
         return Reach(host.name, explain(host, error, link))
