@@ -16,10 +16,13 @@ from provision.ssh.trouble import Trouble, explain, misconfigured, missing_pytho
 
 AT_ONCE = 64
 SUPPORTED = {("debian", "12"), ("ubuntu", "22.04"), ("ubuntu", "24.04")}
-# What a host is asked, in a shell of any kind. The sudo password, if there is one, comes on standard input.
+# What a host is asked. The sudo password, if there is one, comes on standard input, and is read whether or not sudo
+# wants it: nothing may be on its way to a shell that has ended.
+SUDO = "sudo -n true"
+SUDO_TOLD = """IFS= read -r password; printf '%s\\n' "$password" | sudo -S -p '' true"""
 QUESTIONS = """\
+{sudo} >/dev/null 2>&1 && echo provision.sudo=yes
 echo provision.uid=$(id -u)
-sudo {sudo} true >/dev/null 2>&1 && echo provision.sudo=yes
 echo provision.python=$({python} -c "import sys; print(sys.version.split()[0])" 2>/dev/null)
 echo provision.boot=$(cat /proc/sys/kernel/random/boot_id)
 . /etc/os-release
@@ -81,7 +84,6 @@ def _reach(host: Host) -> Reach:
                 hide=True,
                 warn=True,
                 timeout=TIMEOUT,
-                # Nothing is sent where nothing is read: the shell may be gone before it is.
                 in_stream=io.StringIO(f"{_sudo_password(host)}\n") if _sudo_password(host) else False,
             )
     except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this host alone and is put into words
@@ -105,7 +107,7 @@ def _questions(host: Host) -> str:
     python = str(host.variables.get("ansible_python_interpreter") or "python3")
     if python.startswith("auto"):
         python = "python3"
-    return QUESTIONS.format(sudo="-S -p ''" if _sudo_password(host) else "-n", python=shlex.quote(python))
+    return QUESTIONS.format(sudo=SUDO_TOLD if _sudo_password(host) else SUDO, python=shlex.quote(python))
 
 
 def _sudo_password(host: Host) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fabric import Connection
-from invoke.exceptions import CommandTimedOut
+from invoke.exceptions import CommandTimedOut, ThreadException
 from paramiko import PKey
 from paramiko.ssh_exception import (
     AuthenticationException,
@@ -36,6 +36,8 @@ class Trouble:
 
 def explain(host: Host, error: Exception, link: Connection) -> Trouble:
     """Put an error of connecting into words; how far `link` came tells what paramiko's own words may not."""
+    if isinstance(error, ThreadException):  # fabric reads and writes in threads, and wraps what happened there
+        error = error.exceptions[0].value
     if isinstance(error, BadHostKeyException):
         return _changed_key(host, error)
     if isinstance(error, UnknownHostKeyError):

@@ -22,6 +22,8 @@ class Server(paramiko.ServerInterface):
     host_key: paramiko.PKey = field(default_factory=lambda: paramiko.RSAKey.generate(2048))
     user_key: paramiko.PKey = field(default_factory=lambda: paramiko.RSAKey.generate(2048))
     port: int = 0
+    asked: str = ""
+    told: str = ""
 
     def __post_init__(self) -> None:
         self.user_key.write_private_key_file(str(self.key_file))
@@ -65,12 +67,16 @@ class Server(paramiko.ServerInterface):
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.asked = command.decode()
+
         def reply() -> None:
+            if "read -r password" in self.asked:
+                self.told = channel.makefile().readline()
             channel.sendall(self.answer.encode())
             channel.send_exit_status(0)
             channel.close()
 
-        threading.Timer(0.05, reply).start()
+        threading.Timer(0.3, reply).start()  # after the request was granted, which happens on return
         return True
 
 

@@ -43,6 +43,20 @@ def test_a_ready_host(server):
     assert (found.boot_id, found.python, found.os) == ("b-1", "3.11.2", "Debian GNU/Linux 12 (bookworm)")
 
 
+def test_many_times_in_a_row(server):
+    server.know()
+    assert {result.trouble for result in reach([host(server, name=f"n{number}") for number in range(16)])} == {None}
+
+
+def test_a_password_for_sudo_is_given_and_nothing_else_is(server):
+    server.know()
+    assert one(host(server)).trouble is None
+    assert "sudo -n" in server.asked
+    assert one(host(server, variables={"ansible_become_password": "pw"})).trouble is None
+    assert server.told == "pw\n"
+    assert "pw" not in server.asked.replace("password", "")
+
+
 def test_an_unknown_key_is_refused(server):
     server.known_hosts.write_text("")
     trouble = one(host(server)).trouble
