@@ -26,19 +26,6 @@ _TOOLS = {
     "ssh-keygen": "openssh-client",
     "systemd-nspawn": "systemd-container",
 }
-_SOURCES = """\
-Types: deb
-URIs: http://deb.debian.org/debian
-Suites: {release} {release}-updates
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-
-Types: deb
-URIs: http://deb.debian.org/debian-security
-Suites: {release}-security
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-"""
 
 
 def require_tools() -> None:
@@ -56,9 +43,9 @@ def require_tools() -> None:
 
 
 def debian_sources(apt: Path = Path("/etc/apt")) -> str:
-    """The machine's own Debian sources of the release that hosts run, as deb822 text; Debian's mirrors if it has none.
+    """The machine's own Debian sources of the release that hosts run, as deb822 text.
 
-    Only Debian's: what else the machine installs from is no business of a bare server.
+    Only Debian's: what else the machine installs from is no business of a bare server. LabError if it has none.
     """
     stanzas: list[str] = []
     for path in sorted(apt.glob("sources.list.d/*.sources")):
@@ -70,7 +57,12 @@ def debian_sources(apt: Path = Path("/etc/apt")) -> str:
         lines = path.read_text(encoding="utf-8") if path.exists() else ""
         for uri, suite, components in re.findall(r"^deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)\s+(.+)$", lines, re.MULTILINE):
             stanzas += _stanza(uri, suite, components)
-    return "\n".join(dict.fromkeys(stanzas)) or _SOURCES.format(release=RELEASE)
+    if not stanzas:
+        raise LabError(
+            f"The lab's hosts run Debian {RELEASE}, and this machine's apt knows no source of it."
+            f" Add your mirror: a file in {apt}/sources.list.d with Suites: {RELEASE} {RELEASE}-updates"
+        )
+    return "\n".join(dict.fromkeys(stanzas))
 
 
 def _stanza(uris: str, suites: str, components: str) -> list[str]:

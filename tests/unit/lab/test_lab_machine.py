@@ -37,8 +37,9 @@ def test_only_debian_sources_of_the_release_are_taken(tmp_path: Path) -> None:
     ]
 
 
-def test_a_machine_without_debian_sources_uses_debians(tmp_path: Path) -> None:
-    assert "http://deb.debian.org/debian\n" in machine.debian_sources(tmp_path)
+def test_a_machine_without_debian_sources_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="Add your mirror"):
+        machine.debian_sources(tmp_path)
 
 
 def test_name_servers_on_the_loopback_are_no_use_to_a_host(tmp_path: Path) -> None:
