@@ -64,7 +64,11 @@ def test_a_host_that_is_not_as_needed(spare: Site, case: str) -> None:
     assert "1 ok" in run.text or "1 changed" in run.text, str(run)  # the other host went on
 
 
-FAULTS = {"sshd-gone": (3, ["refuses connections"]), "disk-full": (1, ["GiB are free at /opt"]), "link-down": (3, ["unreachable"])}
+FAULTS = {
+    "sshd-gone": (3, ["refuses connections"]),
+    "disk-full": (1, ["GiB are free at /opt"]),
+    "link-down": (3, ["unreachable"]),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,0 +1,68 @@
+"""What counts as healthy: a generated token, running units, GPUs that answer, and all hosts in the Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from provision.cli.status import document
+from provision.inventory import Host, Replica
+from provision.serving.endpoint import Endpoint
+from provision.serving.status import HostStatus, ReplicaStatus
+
+
+def host(name: str) -> Host:
+    defaults = {"vllm_host": "10.0.0.1", "vllm_port": 8000, "vllm_served_model_name": "tiny"}
+    return Host(name, "10.0.0.1", "ops", None, None, (), {}, ("serving",), defaults)
+
+
+HEAD, WORKER = host("a"), host("b")
+REPLICA = Replica("r", (HEAD, WORKER))
+
+
+def facts(*units: str, **more: Any) -> dict[str, Any]:
+    running = {name: {"active": "active", "sub": "running", "restarts": 0, "since_s": 9} for name in units}
+    return {"gpus": [], "gpu_error": None, "units": running, "driver": "580.1", "boot_id": "x", "uptime_s": 1, **more}
+
+
+def status(
+    head: HostStatus | None = None, worker: HostStatus | None = None, nodes: int = 2, ok: bool = True
+) -> ReplicaStatus:
+    hosts = (
+        head or HostStatus(HEAD, REPLICA, facts("ray-head.service", "vllm.service")),
+        worker or HostStatus(WORKER, REPLICA, facts("ray-worker.service")),
+    )
+    canary = {"ok": ok, "ms": 31 if ok else None, "error": None if ok else "timed out"}
+    return ReplicaStatus(REPLICA, Endpoint("http://10.0.0.1:8000", "tiny"), hosts, canary, nodes)
+
+
+def test_all_is_well() -> None:
+    assert status().healthy
+    assert status().problems == []
+
+
+def test_a_status_code_is_not_enough() -> None:
+    assert status(ok=False).problems == ["http://10.0.0.1:8000 does not generate: timed out."]
+
+
+def test_a_host_missing_from_the_cluster() -> None:
+    assert status(nodes=1).problems == ["r: 1 of 2 hosts are in its Ray cluster."]
+
+
+def test_a_unit_that_does_not_run() -> None:
+    broken = HostStatus(WORKER, REPLICA, facts())
+    assert status(worker=broken).problems == ["b: ray-worker.service is not installed."]
+
+
+def test_a_lost_gpu_is_told_in_nvidia_smis_words() -> None:
+    lost = HostStatus(WORKER, REPLICA, facts("ray-worker.service", gpu_error="GPU is lost"))
+    assert status(worker=lost).problems == ["b: nvidia-smi says: GPU is lost"]
+
+
+def test_a_host_that_does_not_answer() -> None:
+    gone = HostStatus(WORKER, REPLICA, {}, "nothing answers")
+    assert status(worker=gone).problems == ["b cannot be asked: nothing answers"]
+    told = document([status(worker=gone)])
+    assert [(h["name"], h["reachable"], h["gpus"]) for h in told["hosts"]] == [("a", True, []), ("b", False, None)]
+    (replica,) = told["replicas"]
+    assert (replica["healthy"], replica["answer_ms"], replica["head"]) == (False, 31, "a")
+    assert replica["ray_nodes"] == {"alive": 2, "expected": 2}
