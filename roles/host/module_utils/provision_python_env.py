@@ -101,6 +101,7 @@ def environment(params: dict[str, Any], target: str, folder: str) -> dict[str, s
         "COMPILE": "yes" if params["compile"] else "",
         "WARM": " ".join(params["warm"]),
         "HOME": folder,
+        "TORCHINDUCTOR_CACHE_DIR": folder,
         "UV_CACHE_DIR": params["cache"],
         "UV_PYTHON_INSTALL_DIR": "/opt/provision/python",
         "UV_DEFAULT_INDEX": params["index_url"],

@@ -137,7 +137,7 @@ def verify(params: dict[str, Any]) -> None:
         program = Path(folder, "parse.py")
         program.write_text(params["parser"], encoding="utf-8")
         # Its caches are the service's; root must leave nothing there.
-        env.update(HOME=folder, VLLM_CACHE_ROOT=folder, VLLM_LOGGING_LEVEL="ERROR", PYTHONDONTWRITEBYTECODE="1")
+        env.update(HOME=folder, VLLM_CACHE_ROOT=folder, TORCHINDUCTOR_CACHE_DIR=folder, VLLM_LOGGING_LEVEL="ERROR")
         done = run([params["python"], str(program), str(config)], check=False, timeout_s=600, env=env)
     try:
         answer = json.loads(done.out.strip().splitlines()[-1])
