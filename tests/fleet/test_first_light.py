@@ -70,7 +70,6 @@ def test_second_run_changes_nothing(served: Site) -> None:
     before, process = {host: snapshot(served, host) for host in HOSTS}, vllm_process(served)
     run = served.bootstrap()
     assert run.changes() == {}
-    assert run.seconds < 60
     assert vllm_process(served) == process
     for host in HOSTS:
         assert difference(before[host], snapshot(served, host)) == {}
