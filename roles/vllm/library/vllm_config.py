@@ -111,7 +111,7 @@ def secret_text(api_key: str) -> str:
 
 def near(name: str, known: list[str]) -> str:
     """A hint at the known name that is most like this one, with a space before it; empty if none is."""
-    found = difflib.get_close_matches(name, known, n=1)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f" Did you mean {found[0]}?" if found else ""
 
 
