@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rehearsal import Run, Site
+from rehearsal import Prediction, Run, Site
+from snapshot import difference, snapshot
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -52,13 +53,15 @@ def bare(make_site: Callable[[str], Site]) -> Site:
 
 
 @pytest.fixture(scope="session")
-def predicted(bare: Site) -> Run:
-    """What check mode says about two bare hosts."""
-    return bare.bootstrap("--check", "--diff", code=2)
+def predicted(bare: Site) -> Prediction:
+    """A check of two bare hosts."""
+    before = {host: snapshot(bare, host) for host in ("node-1", "node-2")}
+    run = bare.bootstrap("--check", "--diff", code=2)
+    return Prediction(run, {host: difference(state, snapshot(bare, host)) for host, state in before.items()})
 
 
 @pytest.fixture(scope="session")
-def first(bare: Site, predicted: Run) -> Run:
+def first(bare: Site, predicted: Prediction) -> Run:
     """The first bootstrap of the two bare hosts."""
     return bare.bootstrap()
 

@@ -43,6 +43,14 @@ class Run:
 
 
 @dataclass
+class Prediction:
+    """What check mode said of two bare hosts, and what it did to them, which must be nothing."""
+
+    run: Run
+    done: dict[str, dict[str, Any]]
+
+
+@dataclass
 class Site:
     """An inventory in a directory of its own, and the fleet that stands for it."""
 
