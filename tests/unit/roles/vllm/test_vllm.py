@@ -108,6 +108,7 @@ def canary(role_module, fake_module, module_end, monkeypatch):
     params = {"url": "http://h:8000", "model": "tiny", "api_key": "", "unit": "vllm.service", "timeout": 60}
     monkeypatch.setattr(module, "AnsibleModule", lambda **_: fake_module(**params))
     monkeypatch.setattr(module, "PAUSE_S", 0)
+    monkeypatch.setattr(module, "ATTEMPT_PAUSE_S", 0)
     module.states, module.ready, module.answer = [("active", 0)], [], {"usage": {"completion_tokens": 4}}
     monkeypatch.setattr(module, "is_ready", lambda params: module.ready.pop(0) if module.ready else True)
     monkeypatch.setattr(
@@ -134,6 +135,18 @@ def test_tokens_count_as_served(canary):
 def test_an_answer_without_tokens_does_not(canary):
     canary.answer = {"usage": {"completion_tokens": 0}}
     assert "no token came back" in canary.result()["msg"]
+
+
+def test_an_engine_that_died_once_is_asked_again(canary, monkeypatch):
+    dead = [OSError("refused")]
+
+    def request(*_):
+        if dead:
+            raise dead.pop()
+        return json.dumps(canary.answer).encode()
+
+    monkeypatch.setattr(canary, "request", request)
+    assert canary.result()["tokens"] == 4
 
 
 def test_a_unit_that_keeps_ending_is_not_waited_for(canary):
