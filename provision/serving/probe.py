@@ -82,7 +82,8 @@ def canary(endpoint: dict[str, Any]) -> dict[str, Any]:
     """One generated token through the API, timed: a status code alone proves nothing."""
     headers = {"Content-Type": "application/json"}
     if endpoint.get("key_file"):
-        headers["Authorization"] = "Bearer " + Path(endpoint["key_file"]).read_text().strip().partition("=")[2]
+        key = json.loads(Path(endpoint["key_file"]).read_text().partition("=")[2])  # NAME="value", as systemd reads it
+        headers["Authorization"] = f"Bearer {key}"
     body = {"model": endpoint["model"], "prompt": "1 2 3", "max_tokens": 1, "ignore_eos": True}
     url = endpoint["url"] + "/v1/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310  http, from the inventory
