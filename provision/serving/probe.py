@@ -80,15 +80,15 @@ def units(names: list[str]) -> dict[str, Any]:
 
 def canary(endpoint: dict[str, Any]) -> dict[str, Any]:
     """One generated token through the API, timed: a status code alone proves nothing."""
-    headers = {"Content-Type": "application/json"}
-    if endpoint.get("key_file"):
-        key = json.loads(Path(endpoint["key_file"]).read_text().partition("=")[2])  # NAME="value", as systemd reads it
-        headers["Authorization"] = f"Bearer {key}"
     body = {"model": endpoint["model"], "prompt": "1 2 3", "max_tokens": 1, "ignore_eos": True}
-    url = endpoint["url"] + "/v1/completions"
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310  http, from the inventory
+    headers = {"Content-Type": "application/json"}
     start = time.monotonic()
     try:
+        if endpoint["key_file"]:  # NAME="value", as systemd reads it
+            key = json.loads(Path(endpoint["key_file"]).read_text().partition("=")[2])
+            headers["Authorization"] = f"Bearer {key}"
+        url = endpoint["url"] + "/v1/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310  http, from the inventory
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=TIMEOUT_S) as response:
             tokens = json.load(response)["usage"]["completion_tokens"]
     except (OSError, ValueError, KeyError) as error:
