@@ -27,6 +27,6 @@ stamp=$(cat pyproject.toml scripts/setup.sh | sha256sum)
 if [[ ! -x .venv/bin/provision || "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ]]; then
   echo "Installing the command and its Python packages in .venv" >&2
   "${PYTHON:-python3}" -m venv .venv
-  .venv/bin/pip install --quiet --editable '.[lab,dev]'
+  .venv/bin/pip install --quiet --quiet --editable '.[lab,dev]'
   echo "$stamp" >.venv/.stamp
 fi

@@ -18,7 +18,7 @@ from provision.ssh.trouble import explain, misconfigured
 
 AT_ONCE = 64
 ANSWER_TIMEOUT_S = 90
-DRIVER_UNITS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service", "provision-gpu.service")
+DRIVER_UNITS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
 HEAD_UNITS = ("ray-head.service", "vllm.service")
 WORKER_UNITS = ("ray-worker.service",)
 API_KEY_FILE = "/etc/provision/secrets/vllm.env"

@@ -23,7 +23,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (wheel,) = work.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", work / "venv"], check=True)
-    subprocess.run([work / "venv/bin/pip", "install", "--quiet", f"{wheel}[lab]"], check=True)
+    subprocess.run([work / "venv/bin/pip", "install", "-qq", f"{wheel}[lab]"], check=True)
     return work / "venv/bin/provision"
 
 
