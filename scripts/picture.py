@@ -23,11 +23,11 @@ SCENES = [
 
 
 def provision(*words: str) -> str:
-    """What one call of the command prints, colours included."""
+    """What one call of the command leaves on the screen, colours included: the live display (stderr) wipes itself."""
     env = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
     env.pop("NO_COLOR", None)
     argv = [".venv/bin/provision", *words]
-    done = subprocess.run(argv, cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    done = subprocess.run(argv, cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return done.stdout.decode()
 
 
