@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from provision.converge import STAGES, Change, HostResult, Result
 from provision.converge.result import Difference
-from provision.inventory import Fleet
+from provision.inventory import Fleet, simulated
 
 SHORT = 72  # characters that a before and after may have to be shown in one line
 PER_STAGE = 8  # lines; a first run changes hundreds of things, and events.jsonl holds them all
@@ -183,7 +183,8 @@ def _answers(result: Result, fleet: Fleet) -> str:
 
 
 def _rehearsed(fleet: Fleet) -> bool:
-    return len(fleet.sources) > 1 and not fleet.lab
+    """Whether simulated hosts stand for a real inventory: the same command without --lab would touch real ones."""
+    return len(fleet.sources) > 1 and not simulated(fleet.path)
 
 
 def _indented(text: str) -> str:

@@ -1,0 +1,20 @@
+"""After a rehearsal no hint may name a command that would touch the real hosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from provision.cli.summary import _rehearsed
+
+
+@pytest.mark.parametrize(("says", "rehearsed"), [("lab: true", False), ("local_site: x", True)])
+def test_a_real_inventory_on_simulated_hosts_is_a_rehearsal(tmp_path: Path, says: str, rehearsed: bool) -> None:
+    (tmp_path / "hosts.yml").write_text("serving: {children: {a: {hosts: {gpu-01: }}}}\n", encoding="utf-8")
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars/all.yml").write_text(f"{says}\n", encoding="utf-8")
+    # The overlay of a fleet says `lab: true` of every host, so Fleet.lab cannot tell.
+    assert _rehearsed(SimpleNamespace(path=tmp_path, sources=(tmp_path, tmp_path), lab=True)) is rehearsed
+    assert not _rehearsed(SimpleNamespace(path=tmp_path, sources=(tmp_path,), lab=True))
