@@ -41,14 +41,19 @@ def persistence_mode(hardware: state.Hardware, gpu: state.Gpu, value: str) -> st
     return f"{'Enabled' if wanted else 'Disabled'} {legacy}persistence mode for GPU {bus_id(gpu)}."
 
 
-def lock_gpu_clocks(hardware: state.Hardware, gpu: state.Gpu, value: str) -> str:
-    clocks = graphics_clocks(hardware["profile"]["gpus"])
-    names = {"tdp": clocks[0], "base": clocks[-1], "unlimited": clocks[0]}
+def _clock_range(value: str, form: str, names: dict[str, int]) -> tuple[list[str], list[int]]:
+    """The words of a clock or a pair of clocks, and the range in MHz that they mean; some words are names of clocks."""
     words = value.split(",")
     low, high = (_number(names.get(word, word)) for word in (words[0], words[-1]))
     if len(words) > 2 or low > high:  # noqa: PLR2004  # a pair, or one value
-        raise RefusedError(f'Invalid clock range "{value}": give <minGpuClock,maxGpuClock> in MHz.')
-    gpu["graphics_lock"] = [low, high]
+        raise RefusedError(f'Invalid clock range "{value}": give {form} in MHz.')
+    return words, [low, high]
+
+
+def lock_gpu_clocks(hardware: state.Hardware, gpu: state.Gpu, value: str) -> str:
+    clocks = graphics_clocks(hardware["profile"]["gpus"])
+    names = {"tdp": clocks[0], "base": clocks[-1], "unlimited": clocks[0]}
+    words, gpu["graphics_lock"] = _clock_range(value, "<minGpuClock,maxGpuClock>", names)
     return f'GPU clocks set to "(gpuClkMin {words[0]}, gpuClkMax {words[-1]})" for GPU {bus_id(gpu)}'
 
 
@@ -57,10 +62,7 @@ def reset_gpu_clocks(_hardware: state.Hardware, gpu: state.Gpu, _value: str) -> 
 
 
 def lock_memory_clocks(_hardware: state.Hardware, gpu: state.Gpu, value: str) -> str:
-    words = value.split(",")
-    low, high = _number(words[0]), _number(words[-1])
-    if len(words) > 2 or low > high:  # noqa: PLR2004
-        raise RefusedError(f'Invalid clock range "{value}": give <minMemClock,maxMemClock> in MHz.')
+    _, (low, high) = _clock_range(value, "<minMemClock,maxMemClock>", {})
     gpu["memory_lock"] = [low, high]
     return f'Memory clocks set to "(memClkMin {low}, memClkMax {high})" for GPU {bus_id(gpu)}'
 

@@ -130,6 +130,15 @@ def test_a_lock_is_read_back_from_the_clock(ready):
 
 
 @needs_root
+def test_a_memory_lock_is_told_and_a_wrong_range_refused(ready):
+    host = ready("8xh20-96")
+    assert host.smi("-i", "3", "-lmc", "2619") == (
+        'Memory clocks set to "(memClkMin 2619, memClkMax 2619)" for GPU 00000000:5D:00.0\nAll done.\n'
+    )
+    assert host.run("nvidia_smi", "-i", "3", "-lmc", "2619,1593").returncode == 2
+
+
+@needs_root
 def test_without_persistence_a_setting_is_lost_at_once(ready):
     host = ready()
     host.smi("-pm", "0")
