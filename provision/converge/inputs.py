@@ -1,0 +1,186 @@
+"""What each stage of each host depends on, as hashes: a stage whose inputs changed since its receipt does not stand.
+
+What a stage depends on is read off the roles' own files: a variable whose name occurs in any file that the stage can
+draw on counts. That is often more than it uses, and never less; the price of more is a visit that finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from provision.content import content_root
+from provision.converge.stages import STAGES
+from provision.inventory import Fleet, Host
+from provision.inventory.ansible_api import Unresolved
+from provision.inventory.schema import Schema, load_schema
+from provision.stack import Stack
+
+Inputs = Mapping[str, Mapping[str, Mapping[str, str]]]  # host → stage → name → hash
+
+WORD = re.compile(r"[A-Za-z_]\w*")
+STACK = "stack."
+LARGEST_FILE = 1 << 20  # bytes; a file that a variable names and a role reads on the controller is a key or certificate
+CREDENTIALS = re.compile(r"://[^/\s]*@")
+
+
+def inputs_of(fleet: Fleet) -> Inputs:
+    """The hash of every input, by host, stage and name; `name@host` is a variable of another host of the replica."""
+    draws = {stage: _draws(stage) for stage in STAGES}
+    hashing = _Hashing(fleet, load_schema(content_root()))
+    return {host.name: {stage: dict(hashing.of(host, draw)) for stage, draw in draws.items()} for host in fleet.serving}
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What a stage can draw on: words of its roles, versions of the stack; and whether it looks at other hosts."""
+
+    words: frozenset[str]
+    versions: frozenset[str]
+    looks_around: bool
+
+
+class _Hashing:
+    def __init__(self, fleet: Fleet, schema: Schema) -> None:
+        self.fleet, self.schema = fleet, schema
+        self.code = _code()
+        self._known: dict[tuple[str, str], str] = {}
+
+    def of(self, host: Host, draw: _Draw) -> Iterator[tuple[str, str]]:
+        """The inputs of one stage on one host."""
+        yield "code", self.code
+        for name, version in vars(self.fleet.stack).items():
+            if version is not None and name in draw.versions:
+                yield f"{STACK}{name}", _digest(str(version))
+        yield from self._variables(host, draw.words, "")
+        if draw.looks_around:
+            replica = self.fleet.replica_of(host.name)
+            mates = [] if replica is None else list(replica.hosts)
+            yield "replica", _digest([mate.name for mate in mates])
+            for mate in mates:
+                if mate.name != host.name:
+                    yield from self._variables(mate, draw.words, f"@{mate.name}")
+
+    def _variables(self, host: Host, words: frozenset[str], suffix: str) -> Iterator[tuple[str, str]]:
+        for name in sorted(host.variables.keys() & words):
+            if (host.name, name) not in self._known:
+                self._known[host.name, name] = self._variable(name, host.variables[name])
+            yield name + suffix, self._known[host.name, name]
+
+    def _variable(self, name: str, value: object) -> str:
+        if isinstance(value, Unresolved):  # its value is known on the hosts alone: any change of any file may be one
+            return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(self.fleet.sources)])
+        spec = self.schema.specs.get(name)
+        if (spec and spec.secret) or CREDENTIALS.search(json.dumps(value, default=str)):
+            return _slow_digest(name, value)
+        return _digest([value, *_contents(value)])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _slow_digest(name: str, value: object) -> str:
+    """Of a secret: receipts and plans keep the hash, and nobody shall find a weak secret by trying."""
+    text = json.dumps(value, sort_keys=True, default=str).encode()
+    return hashlib.scrypt(text, salt=name.encode(), n=1 << 14, r=8, p=1, dklen=8).hex()
+
+
+def _contents(value: object) -> Iterator[str]:
+    """The hashes of the controller's files that a value names: a role may read them."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _contents(item)
+    elif isinstance(value, Mapping):
+        yield from _contents(list(value.values()))
+    elif isinstance(value, str) and "/" in value:
+        try:
+            path = Path(value).expanduser()
+            if path.is_file() and path.stat().st_size <= LARGEST_FILE:
+                yield hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, RuntimeError, ValueError):
+            return
+
+
+def _files(sources: Iterable[Path]) -> list[Path]:
+    return sorted(
+        path for source in sources for path in ([source] if source.is_file() else source.rglob("*")) if path.is_file()
+    )
+
+
+@cache
+def _code() -> str:
+    """One hash of all that decides what a run does on a host, documentation left out."""
+    digest = hashlib.sha256()
+    root = content_root()
+    for path in _files([root / "roles", root / "playbooks"]):
+        if path.suffix not in (".pyc", ".md"):
+            digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _draws(stage: str) -> _Draw:
+    """Follow the names from the stage's role to the roles that define them, and from those on."""
+    text, seen, waiting = "", set[str](), [stage]
+    owners = _owners()
+    while waiting:
+        role = waiting.pop()
+        if role in seen or not (content_root() / "roles" / role).is_dir():
+            continue
+        seen.add(role)
+        own = _text(role)
+        text += own
+        words = set(WORD.findall(own))
+        waiting += sorted({owners[word] for word in words & owners.keys()} | _included(role))
+    looks_around = bool(re.search(r"\b(hostvars|groups|ansible_play\w*)\b", text))
+    return _Draw(frozenset(WORD.findall(text)), _versions(text), looks_around)
+
+
+def _versions(text: str) -> frozenset[str]:
+    """The versions that a text names as `stack.NAME`; all of them if it has another use for the word."""
+    named = frozenset(re.findall(r"\bstack\.(\w+)", text))
+    everything = frozenset(field.name for field in fields(Stack)) - {"path"}
+    expressions = " ".join(re.findall(r"\{\{.*?\}\}|\{%.*?%\}|\b(?:when|that|until):[^\n]*", text, re.DOTALL))
+    return everything if re.search(r"\bstack\b(?!\.\w)", expressions) else named & everything
+
+
+@cache
+def _owners() -> dict[str, str]:
+    """Which role defines a name: its inputs, its constants, and what its tasks keep."""
+    owners = {}
+    for role in sorted((content_root() / "roles").iterdir()):
+        for part in ("defaults/main.yml", "vars/main.yml"):
+            if (role / part).is_file():
+                owners.update(dict.fromkeys(yaml.safe_load((role / part).read_text(encoding="utf-8")) or {}, role.name))
+        for path in role.glob("tasks/*.yml"):
+            kept = re.findall(rf"\b(__{role.name}\w*)\b", path.read_text(encoding="utf-8"))
+            owners.update(dict.fromkeys(kept, role.name))
+    return owners
+
+
+def _included(role: str) -> set[str]:
+    """The roles that a role includes or reads files of: every role whose name stands in a file that does either."""
+    names = {path.name for path in (content_root() / "roles").iterdir()}
+    found = set()
+    for path in (content_root() / "roles" / role).rglob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"include_role|import_role|role_path", text):
+            found |= names & set(WORD.findall(text))
+    return found - {role}
+
+
+def _text(role: str) -> str:
+    """All of a role but its documentation: what its tasks, templates, files and interface say."""
+    folder = content_root() / "roles" / role
+    parts = ("defaults", "vars", "tasks", "templates", "files")
+    paths = [path for part in parts if (folder / part).is_dir() for path in _files([folder / part])]
+    paths += [content_root() / "playbooks/stages" / f"{role}.yml"]
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file())
