@@ -4,6 +4,8 @@ ProvisionError            anything we explain ourselves; carries an exit code
 ├── UsageError            64  the command line
 ├── InventoryError        65  inventory, variables or lock file; one or many `Problem`s
 ├── LockedError           75  another run holds the fleet
+├── PlanMovedError         2  the inventory or the hosts are not what they were when a plan was made; or 1, 3: a host
+│                             that the plan needs cannot be used, or does not answer
 └── LabError               1  the simulated fleet could not be brought up, changed or taken down
 """
 
@@ -31,6 +33,14 @@ class LockedError(ProvisionError):
     """Another run holds this fleet."""
 
     exit_code = exits.LOCKED
+
+
+class PlanMovedError(ProvisionError):
+    """A plan no longer holds, and nothing was done."""
+
+    def __init__(self, message: str, exit_code: int = exits.PENDING) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class LabError(ProvisionError):
