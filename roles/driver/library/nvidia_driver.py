@@ -93,6 +93,13 @@ actions:
   type: list
   elements: str
   sample: ["Installed driver 580.126.20 (nvidia-open).", "Loaded the kernel module nvidia."]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry for each file, and one each for packages, holds and kernel module, that differs.
   returned: always

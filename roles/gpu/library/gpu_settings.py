@@ -86,6 +86,13 @@ actions:
   type: list
   elements: str
   sample: [Locked the graphics clock of GPU 3 at 1830 MHz.]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry for each setting that differs on some GPU.
   returned: always

@@ -60,6 +60,13 @@ actions:
   type: list
   elements: str
   sample: ["Set vm.swappiness to 1 (it was 60)."]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry for each tunable and each file that differs.
   returned: always

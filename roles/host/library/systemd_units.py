@@ -95,6 +95,13 @@ actions:
   type: list
   elements: str
   sample: [Restarted ray-head.service; /etc/provision/ray.env changed since it started.]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry for each unit file and each unit's state that differs.
   returned: always

@@ -80,6 +80,13 @@ actions:
   type: list
   elements: str
   sample: [Wrote /etc/apt/apt.conf.d/90-provision-proxy.]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry for each file and directory that differs.
   returned: always

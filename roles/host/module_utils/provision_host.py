@@ -9,19 +9,43 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import grp
-import hashlib
+import json
 import os
-import pwd
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
+from ansible.module_utils.provision_files import (
+    read_text,
+    remove_file,
+    sha256_text,
+    sync_directory,
+    write_file,
+)
+from ansible.module_utils.provision_receipt import record_step
+
+__all__ = [  # what nearly every module needs, from one place
+    "Change",
+    "HostError",
+    "absent_change",
+    "at_work",
+    "converge",
+    "file_change",
+    "host_lock",
+    "lock_holder",
+    "read_text",
+    "remove_file",
+    "run",
+    "sha256_text",
+    "sync_directory",
+    "write_file",
+]
+
 LOCK_PATH = "/run/provision/lock"
 LOCK_WAIT_S = 600
+TRANSIENT = "/run/systemd/transient"  # where systemd keeps the units of systemd-run while they run
 
 
 class HostError(Exception):
@@ -33,6 +57,8 @@ class Change:
     """One thing that differs: a sentence in the past tense, how to bring it about, and before/after for the diff.
 
     Changes with an empty `header` add a sentence but no diff entry (a step of a resource that is shown already).
+    `effect` is what it does to what runs: "none", "reload" (systemd reads its units again), "restart" (a unit stops),
+    "reboot", or "gpu_reset" (it waits for a reset of the GPU).
     """
 
     action: str
@@ -40,6 +66,7 @@ class Change:
     header: str = ""
     before: str = ""
     after: str = ""
+    effect: str = "none"
 
 
 @dataclass
@@ -47,54 +74,101 @@ class Outcome:
     """What a converging run has done so far, in the shape in which modules return it."""
 
     actions: list[str] = field(default_factory=list)
+    effects: list[str] = field(default_factory=list)
     diff: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, change: Change) -> None:
         self.actions.append(change.action)
+        self.effects.append(change.effect)
         if change.header:
             headers = {"before_header": change.header, "after_header": change.header}
             self.diff.append({**headers, "before": change.before, "after": change.after})
 
+    def told(self) -> dict[str, Any]:
+        """The keys that every module returns."""
+        done = {"actions": self.actions, "effects": self.effects, "diff": self.diff}
+        return {"changed": bool(self.actions), **done}
 
-def converge(module: Any, plan: Callable[[], Iterable[Change]], facts: Callable[[], dict[str, Any]] = dict) -> None:
-    """Perform the plan (or tell it, in check mode) and end the module; `facts()` adds keys to the result."""
+
+def converge(
+    module: Any,
+    plan: Callable[[], Iterable[Change]],
+    facts: Callable[[], dict[str, Any]] = dict,
+    forget: Iterable[str] = (),
+) -> None:
+    """Perform the plan (or tell it, in check mode) and end the module; `facts()` adds keys to the result.
+
+    What was brought about is noted for the stage's receipt, without the parameters in `forget`.
+    """
     outcome = Outcome()
     try:
-        with contextlib.nullcontext() if module.check_mode else host_lock():
+        with contextlib.nullcontext() if module.check_mode else host_lock(f"module {module._name}"):
             for change in plan():
                 if not module.check_mode:
                     change.act()
                 outcome.add(change)
-        result = facts()
+            result = facts()
+            record_step(module, result, forget)
     except HostError as error:
-        module.fail_json(msg=str(error), changed=bool(outcome.actions), actions=outcome.actions, diff=outcome.diff)
+        module.fail_json(msg=str(error), **outcome.told())
     except OSError as error:
-        module.fail_json(msg=f"The operating system refused: {error}.", actions=outcome.actions, diff=outcome.diff)
-    module.exit_json(changed=bool(outcome.actions), actions=outcome.actions, diff=outcome.diff, **result)
+        module.fail_json(msg=f"The operating system refused: {error}.", **outcome.told())
+    module.exit_json(**outcome.told(), **result)
 
 
 @contextlib.contextmanager
-def host_lock(path: str = LOCK_PATH, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold the host while it is changed: the task of a killed controller runs on, and must end before the next."""
+def host_lock(what: str = "", path: str = LOCK_PATH, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Hold the host while it is changed: the task of a killed controller runs on, and must end before the next.
+
+    Waits that long; and longer for long work, which ends by itself.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
-    with open(path, "a+", encoding="ascii") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    lock.seek(0)
-                    raise HostError(
-                        f"Process {lock.read().strip() or 'unknown'} of an earlier run has been changing this host for "
-                        f"more than {wait_s:.0f} s. Look at it with ps on the host; run again when it has ended."
-                    ) from None
-                time.sleep(0.2)
+    with open(path, "a+", encoding="utf-8") as lock:
+        while not _locked(lock):
+            if time.monotonic() > deadline and not at_work():
+                holder = lock_holder(path) or {"pid": 0, "command": "which has ended", "since": "just now"}
+                raise HostError(
+                    f"Process {holder['pid']} ({holder['command']}) has been changing this host since "
+                    f"{holder['since']}; this run has waited {wait_s:.0f} s for it. Look at it on the host with: "
+                    f"ps -fp {holder['pid']}; run again when it has ended."
+                )
+            time.sleep(0.2)
+        told = [Path("/proc/self/cmdline").read_text(errors="replace").replace("\0", " ").strip(), what]
+        told += [f"run {os.environ['PROVISION_RUN']}"] if os.environ.get("PROVISION_RUN") else []
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        json.dump({"pid": os.getpid(), "command": ", ".join(filter(None, told)), "since": since}, lock)
         lock.flush()
         yield
+
+
+def _locked(lock: Any) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_holder(path: str = LOCK_PATH) -> dict[str, Any] | None:
+    """Who changes this host now: `pid`, `command` and `since`; None for nobody, since a lock ends with its process."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lock:
+            if _locked(lock):
+                return None
+            text = lock.read()
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(ValueError):
+        return dict(json.loads(text))
+    return {"pid": 0, "command": "unknown", "since": "just now"}  # it is about to write who it is
+
+
+def at_work() -> list[str]:
+    """The named units in which long work of this project goes on, whoever asked for it."""
+    return sorted(path.name for path in Path(TRANSIENT).glob("provision-*.service"))
 
 
 @dataclass(frozen=True)
@@ -141,50 +215,6 @@ def run(
     return ran
 
 
-def read_text(path: str) -> str | None:
-    """The text of a file, None if there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def write_file(path: str, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> None:
-    """Put a whole file in place: written beside it with its final mode and owner, synced, renamed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as handle:
-            handle.write(text)
-            handle.flush()
-            if os.geteuid() == 0:
-                os.fchown(handle.fileno(), pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
-            os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_directory(str(target.parent))
-
-
-def remove_file(path: str) -> None:
-    """Remove a file for good; one that is not there is fine."""
-    Path(path).unlink(missing_ok=True)
-    if Path(path).parent.is_dir():
-        sync_directory(str(Path(path).parent))
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable: a rename survives a power cut only after this."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def file_change(path: str, text: str, action: str = "", mode: int = 0o644) -> Iterator[Change]:
     """The change, if one is needed, that gives a root-owned file this text and mode."""
     before = read_text(path)
@@ -207,8 +237,3 @@ def absent_change(path: str) -> Iterator[Change]:
     before = read_text(path)
     if before is not None:
         yield Change(f"Removed {path}.", lambda: remove_file(path), path, before, "")
-
-
-def sha256_text(text: str) -> str:
-    """The SHA-256 of a text's UTF-8 bytes, in hex."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

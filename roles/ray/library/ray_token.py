@@ -55,6 +55,13 @@ actions:
   type: list
   elements: str
   sample: [Made the token of the Ray cluster.]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry when the file is not as it should be.
   returned: always

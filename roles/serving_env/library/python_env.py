@@ -144,6 +144,13 @@ actions:
   type: list
   elements: str
   sample: ["Built /opt/provision/env/5d1ac6b2f9c0: vllm==0.32.0, ray==2.60.0."]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry when the environment is not what it should be.
   returned: always

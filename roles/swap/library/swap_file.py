@@ -52,6 +52,13 @@ actions:
   type: list
   elements: str
   sample: [Made the swap file /swapfile of 64.0 GiB., Turned on swap on /swapfile.]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry for each of file, fstab and use that differs.
   returned: always

@@ -96,6 +96,13 @@ actions:
   type: list
   elements: str
   sample: ["Downloaded deepseek-ai/DeepSeek-R1-0528 at 4236a6af538f: 174 files, 688.6 GB."]
+effects:
+  description:
+    - What each of the actions does to what runs, in their order. V(none); V(reload), systemd reads its units again;
+      V(restart), a unit that runs stops; V(reboot); V(gpu_reset), it waits for a reset of the GPU.
+  returned: always
+  type: list
+  elements: str
 diff:
   description: One entry when files are missing or differ.
   returned: always

@@ -24,7 +24,7 @@ class FakeModule:
     """What `converge` needs of an AnsibleModule."""
 
     def __init__(self, check_mode: bool = False, **params):
-        self.check_mode, self.params = check_mode, params
+        self.check_mode, self.params, self._name = check_mode, params, "fake"
 
     def exit_json(self, **result):
         raise Exit({"failed": False, **result})

@@ -1,16 +1,25 @@
 """What every module does with what differs, and how files are put in place."""
 
+import os
 import stat
 
 import pytest
 from ansible.module_utils import provision_host
-from ansible.module_utils.provision_host import Change, HostError, converge, file_change, host_lock, write_file
+from ansible.module_utils.provision_host import (
+    Change,
+    HostError,
+    converge,
+    file_change,
+    host_lock,
+    lock_holder,
+    write_file,
+)
 
 
 @pytest.fixture(autouse=True)
 def lock_here(tmp_path, monkeypatch):
     path = str(tmp_path / "run/lock")
-    monkeypatch.setattr(provision_host, "host_lock", lambda: host_lock(path, wait_s=0.3))
+    monkeypatch.setattr(provision_host, "host_lock", lambda what: host_lock(what, path, wait_s=0.3))
     return path
 
 
@@ -53,11 +62,41 @@ def test_a_failure_tells_what_was_done_before_it(fake_module, module_end):
     assert result["actions"] == ["First."]
 
 
-def test_a_host_is_changed_by_one_run_at_a_time(fake_module, module_end, lock_here):
-    with host_lock(lock_here, wait_s=0):
+def test_effects_stand_beside_the_actions(fake_module, module_end):
+    changes = [Change("First.", list), Change("Second.", list, effect="restart")]
+    for check_mode in (False, True):
+        result = end_of(fake_module(check_mode), lambda: changes, module_end)
+        assert result["effects"] == ["none", "restart"]
+
+
+def test_a_host_is_changed_by_one_run_at_a_time(fake_module, module_end, lock_here, monkeypatch):
+    monkeypatch.setenv("PROVISION_RUN", "r1")
+    with host_lock("module other", lock_here, wait_s=0):
         result = end_of(fake_module(), lambda: iter(()), module_end)
     assert result["failed"]
-    assert "has been changing this host" in result["msg"]
+    assert f"Process {os.getpid()} (" in result["msg"]
+    assert "python" in result["msg"]
+    assert "module other, run r1) has been changing this host since 20" in result["msg"]
+
+
+def test_who_holds_the_host_is_told_as_long_as_it_does(lock_here):
+    assert lock_holder(lock_here) is None
+    with host_lock("module x", lock_here):
+        assert lock_holder(lock_here)["pid"] == os.getpid()
+    assert lock_holder(lock_here) is None
+
+
+def test_long_work_of_an_earlier_run_is_waited_for(lock_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(provision_host, "TRANSIENT", str(tmp_path))
+    (tmp_path / "provision-driver.service").touch()
+    monkeypatch.setattr(provision_host.time, "sleep", lambda _: (tmp_path / "provision-driver.service").unlink())
+    with (
+        host_lock("module x", lock_here),
+        pytest.raises(HostError, match="module x"),
+        host_lock("module y", lock_here, wait_s=-1),
+    ):
+        pass
+    assert provision_host.at_work() == []
 
 
 def test_a_file_is_whole_and_has_its_mode(tmp_path):
