@@ -34,7 +34,7 @@ CREDENTIALS = re.compile(r"://[^/\s]*@")
 def inputs_of(fleet: Fleet) -> Inputs:
     """The hash of every input, by host, stage and name; `name@host` is a variable of another host of the replica."""
     draws = {stage: _draws(stage) for stage in STAGES}
-    hashing = _Hashing(fleet, load_schema(content_root()))
+    hashing = _Hashing(fleet, _schema())
     return {host.name: {stage: dict(hashing.of(host, draw)) for stage, draw in draws.items()} for host in fleet.serving}
 
 
@@ -113,6 +113,11 @@ def _files(sources: Iterable[Path]) -> list[Path]:
     return sorted(
         path for source in sources for path in ([source] if source.is_file() else source.rglob("*")) if path.is_file()
     )
+
+
+@cache
+def _schema() -> Schema:
+    return load_schema(content_root())
 
 
 @cache

@@ -22,6 +22,17 @@ STAGES = (
 # A replica's hosts stand together from here on: if one of them failed, the others do not start these.
 REPLICA_STAGES = ("ray", "vllm")
 
+# What may take a replica out of service for a while: replicas that serve go through these one after another.
+DISRUPTIVE = ("driver", "gpu", "serving_env", "ray", "vllm")
+
+# What stands on a stage, and is looked at again once it has been changed.
+FOLLOWERS = {
+    "driver": ("gpu", "ray", "vllm"),
+    "serving_env": ("ray", "vllm"),
+    "weights": ("vllm",),
+    "ray": ("vllm",),
+}
+
 
 def chosen_stages(names: Iterable[str]) -> tuple[str, ...]:
     """The stages that `--stage` means, in the order in which they run; all of them if it names none.

@@ -1,0 +1,68 @@
+"""What hosts tell of their receipts, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from provision.ssh.trouble import Trouble
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that differs from the receipt, in the words of the module that would set it right.
+
+    `effect` is what setting it right takes besides: `none`, `reload`, `restart`, `gpu_reset` or `reboot`. `who` changed
+    it, as a clause, where the host knows.
+    """
+
+    stage: str
+    module: str
+    action: str
+    resource: str
+    before: str
+    after: str
+    effect: str
+    who: str | None = None
+
+
+@dataclass(frozen=True)
+class StageReceipt:
+    """The receipt of one stage on one host, and what verifying it found."""
+
+    stage: str
+    inputs: Mapping[str, str]
+    sealed: str
+    findings: tuple[Finding, ...] = ()
+    facts: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def stands(self) -> bool:
+        """Whether the host is as the stage left it."""
+        return not (self.findings or self.facts or self.error)
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Who changes the host right now."""
+
+    pid: int
+    command: str
+    since: str
+
+
+@dataclass(frozen=True)
+class HostReceipts:
+    """All that one host told, or the trouble that kept it from telling."""
+
+    host: str
+    trouble: Trouble | None = None
+    boot_id: str = ""
+    os: str = ""
+    python: str = ""
+    busy: Busy | None = None
+    at_work: tuple[str, ...] = ()
+    serving: bool = False
+    kv_tokens: int | None = None
+    stages: Mapping[str, StageReceipt] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""What is visited, why, and in which waves, decided from what hosts tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import yaml
+
+from provision.converge import STAGES
+from provision.converge.standing import Standing, decide
+from provision.drift import Busy, Finding, HostReceipts, StageReceipt
+from provision.inventory import Fleet, load_fleet
+from provision.ssh.trouble import Trouble
+
+HOSTS = ("n1", "n2", "n3", "n4")
+INPUTS = {host: {stage: {"code": "c", "name": "v"} for stage in STAGES} for host in HOSTS}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Replica a of two hosts, b and c of one each."""
+    path = tmp_path_factory.mktemp("inventory")
+    members = {"a": ("n1", "n2"), "b": ("n3",), "c": ("n4",)}
+    tree = {
+        group: {"hosts": {name: {"ansible_host": f"10.0.0.{name[1]}"} for name in names}}
+        for group, names in members.items()
+    }
+    serving = {"children": tree, "vars": {"hardware_profile": "8xh20-96", "weights_repo": "org/model"}}
+    serving["vars"] |= {"vllm_tensor_parallel_size": 8}
+    for group in tree.values():
+        group["vars"] = {"vllm_pipeline_parallel_size": len(group["hosts"])}
+    (path / "hosts.yml").write_text(yaml.safe_dump({"serving": serving}, sort_keys=False))
+    return load_fleet(path)
+
+
+def finding(stage: str, effect: str = "none") -> Finding:
+    return Finding(stage, "kernel_tunables", "Set vm.swappiness to 1.", "vm.swappiness", "60\n", "1\n", effect)
+
+
+def receipt(stage: str, **more: object) -> StageReceipt:
+    return StageReceipt(stage, INPUTS["n1"][stage], "2026-11-22T06:00:00Z", **more)  # type: ignore[arg-type]
+
+
+def told(host: str, *broken: StageReceipt, **more: object) -> HostReceipts:
+    stages = {stage: receipt(stage) for stage in STAGES} | {own.stage: own for own in broken}
+    return HostReceipts(host, stages=stages, **more)  # type: ignore[arg-type]
+
+
+def ask(fleet: Fleet, *hosts: HostReceipts, stages: tuple[str, ...] = STAGES, full: bool = False) -> Standing:
+    answers = {host: told(host) for host in HOSTS} | {host.host: host for host in hosts}
+    return decide(fleet, answers, INPUTS, stages, full=full)
+
+
+def visits(standing: Standing) -> Mapping[str, tuple[str, ...]]:
+    return {host: standing.visited(host) for host in standing.visits}
+
+
+def test_what_stands_is_not_visited(fleet: Fleet) -> None:
+    standing = ask(fleet)
+    assert visits(standing) == {}
+    assert standing.waves == ()
+
+
+def test_all_are_visited_if_asked(fleet: Fleet) -> None:
+    assert visits(ask(fleet, full=True)) == dict.fromkeys(HOSTS, STAGES)
+
+
+def test_a_host_that_was_never_bootstrapped(fleet: Fleet) -> None:
+    standing = ask(fleet, HostReceipts("n3"))
+    assert visits(standing) == {"n3": STAGES}
+    assert {visit.kind for visit in standing.visits["n3"]} == {"first"}
+
+
+def test_a_stage_that_no_run_finished(fleet: Fleet) -> None:
+    host = told("n3")
+    without = HostReceipts("n3", stages={stage: own for stage, own in host.stages.items() if stage != "swap"})
+    standing = ask(fleet, without)
+    assert visits(standing) == {"n3": ("preflight", "swap")}
+    assert standing.visits["n3"][1].kind == "unfinished"
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [{"findings": (finding("host"),)}, {"facts": ("sha256",)}, {"error": "systemd does not answer."}],
+    ids=["finding", "fact", "error"],
+)
+def test_drift_is_visited_alone(fleet: Fleet, flaw: dict[str, object]) -> None:
+    standing = ask(fleet, told("n3", receipt("host", **flaw)))
+    assert visits(standing) == {"n3": ("host",)}
+    assert standing.visits["n3"][0].kind == "drift"
+
+
+def test_changed_inputs_are_named(fleet: Fleet) -> None:
+    old = StageReceipt("host", {"code": "c", "name": "w", "gone": "x"}, "")
+    (check, visit) = ask(fleet, told("n3", old)).visits["n3"]
+    assert (check.stage, visit.stage, visit.kind) == ("preflight", "host", "inputs")
+    assert visit.names == ("gone", "name")
+
+
+def test_changed_code_is_a_reason_of_its_own(fleet: Fleet) -> None:
+    old = StageReceipt("host", {"code": "b", "name": "v"}, "")
+    assert ask(fleet, told("n3", old)).visits["n3"][1].kind == "code"
+
+
+@pytest.mark.parametrize(
+    ("stage", "followers"),
+    [
+        ("driver", {"gpu", "ray", "vllm"}),
+        ("serving_env", {"ray", "vllm"}),
+        ("weights", {"vllm"}),
+        ("ray", {"vllm"}),
+        ("swap", set()),
+    ],
+)
+def test_what_stands_on_a_changed_stage_follows(fleet: Fleet, stage: str, followers: set[str]) -> None:
+    standing = ask(fleet, told("n3", StageReceipt(stage, {}, "")))
+    assert set(standing.visited("n3")) == {"preflight", stage} | followers
+
+
+def test_a_harmless_repair_takes_no_follower(fleet: Fleet) -> None:
+    assert visits(ask(fleet, told("n3", receipt("driver", findings=(finding("driver"),))))) == {"n3": ("driver",)}
+
+
+def test_a_repair_that_restarts_does(fleet: Fleet) -> None:
+    standing = ask(fleet, told("n3", receipt("driver", findings=(finding("driver", "restart"),))))
+    assert standing.visited("n3") == ("driver", "gpu", "ray", "vllm")
+
+
+def test_a_replica_goes_together_through_ray_and_vllm(fleet: Fleet) -> None:
+    standing = ask(fleet, told("n2", receipt("ray", facts=("sha256",))))
+    assert visits(standing) == {"n1": ("ray", "vllm"), "n2": ("ray", "vllm")}
+
+
+def test_a_host_at_work_is_visited_whatever_it_says(fleet: Fleet) -> None:
+    standing = ask(fleet, told("n4", busy=Busy(42, "apt-get", "2026-11-22T06:00:00Z")))
+    assert standing.visited("n4") == STAGES
+
+
+def test_a_host_that_cannot_be_asked_is_in_no_wave(fleet: Fleet) -> None:
+    trouble = Trouble("unreachable", "does not answer", None, unreachable=True)
+    standing = ask(fleet, HostReceipts("n3", trouble=trouble), HostReceipts("n4"))
+    assert standing.waves == (("n4",),)
+
+
+def test_only_the_stages_asked_for(fleet: Fleet) -> None:
+    standing = ask(fleet, HostReceipts("n3"), stages=("host", "swap"))
+    assert visits(standing) == {"n3": ("host", "swap")}
+
+
+def test_replicas_that_serve_are_disturbed_one_after_another(fleet: Fleet) -> None:
+    standing = ask(fleet, *(told(host, StageReceipt("driver", {}, ""), serving=True) for host in HOSTS))
+    assert standing.waves == (("n1", "n2"), ("n3",), ("n4",))
+
+
+def test_what_does_not_serve_goes_first_and_together(fleet: Fleet) -> None:
+    stale = StageReceipt("vllm", {}, "")
+    serving = told("n1", stale, serving=True), told("n2", stale, serving=True)
+    standing = ask(fleet, *serving, HostReceipts("n3"), HostReceipts("n4"))
+    assert standing.waves == (("n3", "n4"), ("n1", "n2"))
+
+
+def test_a_replica_serves_if_any_of_its_hosts_does(fleet: Fleet) -> None:
+    stale = StageReceipt("vllm", {}, "")
+    standing = ask(fleet, told("n1", stale), told("n2", stale, serving=True), told("n3", stale, serving=True))
+    assert standing.waves == (("n1", "n2"), ("n3",))
+
+
+def test_repairs_that_disturb_no_one_share_a_wave(fleet: Fleet) -> None:
+    drifted = (told(host, receipt("host", findings=(finding("host"),)), serving=True) for host in HOSTS)
+    assert ask(fleet, *drifted).waves == (HOSTS,)
