@@ -1,0 +1,21 @@
+"""What was asked for on the command line: the one form in which `bootstrap` and `resume` hand it on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run. `lab`: rehearse on simulated hosts; `resumes`: the id of the earlier run that this one continues."""
+
+    limit: str | None = None
+    stages: tuple[str, ...] = ()
+    check: bool = False
+    full: bool = False
+    forks: int | None = None
+    verbose: int = 0
+    as_json: bool = False
+    diff: bool = False
+    lab: bool = False
+    resumes: str | None = None
