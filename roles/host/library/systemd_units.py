@@ -3,19 +3,29 @@
 
 from __future__ import annotations
 
+import glob
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_host import Change, HostError, absent_change, converge, file_change, read_text, run
+from ansible.module_utils.provision_host import (
+    Change,
+    HostError,
+    absent_change,
+    converge,
+    file_change,
+    remove_file,
+    run,
+)
 from ansible.module_utils.provision_units import (
     PLAIN,
     UNIT_DIRECTORY,
     UP,
+    Systemd,
     act_or_explain,
+    drop_ins,
     full_text,
     is_enabled,
     is_unread,
-    observe,
     stale,
     start,
     verify,
@@ -31,6 +41,8 @@ description:
     O(units[].consumes) the process was started with, in C(/run/provision/UNIT.consumed).
   - A unit is restarted when, and only when, what that record says differs from what is wanted. So a run that was
     interrupted after it wrote a file, and before it restarted the unit, is made good by the next.
+  - Of a unit that it writes, drop-ins (C(UNIT.d/*.conf) below C(/etc) and C(/run)) are removed, and a process that was
+    started with one is restarted. What a unit shall be stands in its text.
 options:
   units:
     description: The units, in the order in which they start.
@@ -110,17 +122,46 @@ diff:
 """
 
 
-def plan_files(units: list[dict[str, Any]]) -> Iterator[Change]:
+def plan_files(units: list[dict[str, Any]], systemd: Systemd, check_mode: bool) -> Iterator[Change]:
     """Put the texts in place, then have systemd read what it has not read yet."""
+    unread = {unit["name"] for unit in units if is_unread(unit, systemd[unit["name"]])}
+    is_written = False
     for unit in units:
-        path = f"{UNIT_DIRECTORY}/{unit['name']}"
-        if unit["state"] == "absent":
-            if read_text(path) is not None:
-                yield from plan_stop(unit, observe(unit["name"]))
-                yield Change(f"Disabled {unit['name']}.", lambda name=unit["name"]: run(["systemctl", "disable", name]))
-                yield from absent_change(path)
-        elif unit["content"] is not None:
-            yield from file_change(path, full_text(unit))
+        changes = list(plan_absent(unit, systemd) if unit["state"] == "absent" else plan_text(unit))
+        yield from changes
+        is_written = is_written or bool(changes)
+        if not changes and unit["name"] in unread:
+            name = unit["name"]
+            words = ("another text of the unit\n", "the text of its files\n")
+            yield Change(f"Had systemd read {name} again.", reload, name, *words, "reload")
+    if is_written and not check_mode:
+        reload()
+        systemd.forget()
+
+
+def reload() -> None:
+    """Have systemd read all units again."""
+    run(["systemctl", "daemon-reload"])
+
+
+def plan_text(unit: dict[str, Any]) -> Iterator[Change]:
+    """A unit's text, and nothing beside it that would override parts of it."""
+    if unit["content"] is not None:
+        yield from file_change(f"{UNIT_DIRECTORY}/{unit['name']}", full_text(unit), effect="reload")
+        for path in drop_ins(unit["name"]):
+            for change in absent_change(path):
+                change.effect = "reload"
+                yield change
+
+
+def plan_absent(unit: dict[str, Any], systemd: Systemd) -> Iterator[Change]:
+    """Stop a unit, and leave neither its file nor links to it."""
+    name, path = unit["name"], f"{UNIT_DIRECTORY}/{unit['name']}"
+    yield from plan_stop(unit, systemd[name])
+    links = [link for kind in ("wants", "requires") for link in glob.glob(f"{UNIT_DIRECTORY}/*.{kind}/{name}")]
+    if links:
+        yield Change(f"Disabled {name}.", lambda: [remove_file(link) for link in links], name, "enabled\n", "")
+    yield from absent_change(path)
 
 
 def plan_stop(unit: dict[str, Any], seen: dict[str, str]) -> Iterator[Change]:
@@ -133,13 +174,16 @@ def plan_stop(unit: dict[str, Any], seen: dict[str, str]) -> Iterator[Change]:
             name,
             f"state: {seen['ActiveState']}\n",
             "state: inactive\n",
+            "restart",
         )
 
 
-def plan_state(unit: dict[str, Any], check_mode: bool) -> Iterator[Change]:
+def plan_state(unit: dict[str, Any], seen: dict[str, str], check_mode: bool) -> Iterator[Change]:
     """Enable or disable, start, stop or restart one unit, as what systemd says of it now asks for."""
-    name, seen = unit["name"], observe(unit["name"])
-    if seen["LoadState"] == "masked":
+    name = unit["name"]
+    if seen["LoadState"] == "masked" and not (
+        check_mode and unit["content"] is not None
+    ):  # whose text will be put back
         raise HostError(f"{name} is masked, so it cannot run. If that is not meant: systemctl unmask {name}")
     if seen["LoadState"] == "not-found" and not check_mode:
         raise HostError(f"There is no unit {name} on this host: the package that brings it is not installed.")
@@ -167,6 +211,7 @@ def plan_state(unit: dict[str, Any], check_mode: bool) -> Iterator[Change]:
                 name,
                 "".join(f"{reason}\n" for reason in why),
                 "started with what is wanted\n",
+                "restart",
             )
 
 
@@ -176,13 +221,20 @@ def plan(units: list[dict[str, Any]], check_mode: bool) -> Iterator[Change]:
         for name in (unit["name"], *unit["consumes"]):
             if not PLAIN.fullmatch(name):
                 raise HostError(f"{name!r} cannot stand in a unit: use letters, digits and _ . / @ : + - only.")
+    systemd = Systemd([unit["name"] for unit in units])
     verify(units, check_mode)
-    yield from plan_files(units)
-    if not check_mode and any(is_unread(unit["name"]) for unit in units):
-        run(["systemctl", "daemon-reload"])
+    for change in plan_units(units, systemd, check_mode):
+        yield change
+        if not check_mode:
+            systemd.forget()
+
+
+def plan_units(units: list[dict[str, Any]], systemd: Systemd, check_mode: bool) -> Iterator[Change]:
+    """Files, then states."""
+    yield from plan_files(units, systemd, check_mode)
     for unit in units:
         if unit["state"] != "absent":
-            yield from plan_state(unit, check_mode)
+            yield from plan_state(unit, systemd[unit["name"]], check_mode)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ __all__ = [  # what nearly every module needs, from one place
     "Change",
     "HostError",
     "absent_change",
+    "access_changes",
     "at_work",
     "converge",
     "file_change",
@@ -215,25 +217,48 @@ def run(
     return ran
 
 
-def file_change(path: str, text: str, action: str = "", mode: int = 0o644) -> Iterator[Change]:
-    """The change, if one is needed, that gives a root-owned file this text and mode."""
-    before = read_text(path)
-    if before != text:
-        sentence = action or f"{'Wrote' if before is None else 'Rewrote'} {path}."
-        yield Change(sentence, lambda: write_file(path, text, mode), path, before or "", text)
-    elif Path(path).stat().st_mode & 0o7777 != mode:
-        is_mode = Path(path).stat().st_mode & 0o7777
-        yield Change(
-            f"Set the mode of {path} to {mode:04o}.",
-            lambda: os.chmod(path, mode),
-            path,
-            f"mode: {is_mode:04o}\n",
-            f"mode: {mode:04o}\n",
-        )
+def expect_file(path: str) -> os.stat_result | None:
+    """What stands at a path that is to hold a file; None for nothing, a HostError for what a file cannot replace."""
+    try:
+        seen = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not (stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode)):
+        raise HostError(f"{path} should be a file, and is something else. Move it away and run again.")
+    return seen
+
+
+def file_change(path: str, text: str, action: str = "", mode: int = 0o644, effect: str = "none") -> Iterator[Change]:
+    """The changes, if any are needed, that make a path a file of root's with this text and mode."""
+    seen = expect_file(path)
+    if seen is None or not stat.S_ISREG(seen.st_mode):
+        before = f"a link to {os.readlink(path)}\n" if seen else ""
+        verb = f"Put a file in the place of the link {path}." if seen else action or f"Wrote {path}."
+        yield Change(verb, lambda: write_file(path, text, mode), path, before, text, effect)
+        return
+    there = read_text(path)
+    if there != text:
+        sentence = action or f"Rewrote {path}."
+        yield Change(sentence, lambda: write_file(path, text, mode), path, there or "", text, effect)
+    else:
+        yield from access_changes(path, mode)
+
+
+def access_changes(path: str, mode: int) -> Iterator[Change]:
+    """The changes, if any are needed, that give a file back to root, and its mode."""
+    seen = os.lstat(path)
+    owner, ours = (seen.st_uid, seen.st_gid), (os.geteuid(), os.getegid())
+    if owner != ours:
+        before, after = (f"owner: {uid}:{gid}\n" for uid, gid in (owner, ours))
+        yield Change(f"Gave {path} back to root.", lambda: os.chown(path, *ours), path, before, after)
+    if stat.S_IMODE(seen.st_mode) != mode:
+        before, after = (f"mode: {number:04o}\n" for number in (stat.S_IMODE(seen.st_mode), mode))
+        yield Change(f"Set the mode of {path} to {mode:04o}.", lambda: os.chmod(path, mode), path, before, after)
 
 
 def absent_change(path: str) -> Iterator[Change]:
     """The change, if one is needed, that removes a file."""
-    before = read_text(path)
-    if before is not None:
+    seen = expect_file(path)
+    if seen:
+        before = f"a link to {os.readlink(path)}\n" if stat.S_ISLNK(seen.st_mode) else read_text(path) or ""
         yield Change(f"Removed {path}.", lambda: remove_file(path), path, before, "")

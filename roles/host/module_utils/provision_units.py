@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from ansible.module_utils.provision_host import HostError, read_text, run, sha256_text
 
 UNIT_DIRECTORY = "/etc/systemd/system"
 RECORDS = "/run/provision"
-PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "InvocationID")
+DROP_IN_ROOTS = tuple(f"{top}/systemd/system{kind}" for top in ("/etc", "/run") for kind in ("", ".control"))
+PROPERTIES = (
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "FragmentPath",
+    "NeedDaemonReload",
+    "InvocationID",
+)
 # The record's line is a shell command inside a unit file: a name of these characters needs no quoting in either.
 PLAIN = re.compile(r"[A-Za-z0-9_./@:+-]+")
 # How systemd-analyze speaks of a program, and of a unit, that does not exist.
@@ -20,18 +30,45 @@ NOT_THERE_YET = re.compile(r"is not executable: No such file|: Unit \S+ not foun
 UP = ("active", "activating", "reloading")
 
 
-def observe(name: str) -> dict[str, str]:
-    """The properties of a unit as systemd has it loaded."""
-    shown = run(["systemctl", "show", name, *(f"--property={key}" for key in PROPERTIES)], check=False)
+def observe(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The properties of units as systemd has them loaded, by name; one call for all, since each costs a fork."""
+    shown = run(["systemctl", "show", *names, *(f"--property={key}" for key in PROPERTIES)], check=False)
     if shown.rc != 0:
         raise HostError(f"systemd does not answer on this host ({shown.err.strip()}). Units need systemd as PID 1.")
-    return dict(line.split("=", 1) for line in shown.out.splitlines() if "=" in line)
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in shown.out.strip().split("\n\n")
+    ]
+    return dict(zip(names, blocks))  # noqa: B905  Python 3.9
 
 
-def is_unread(name: str) -> bool:
+class Systemd:
+    """What systemd has of some units: asked once, and again after something was done."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names, self._seen = names, {}
+
+    def __getitem__(self, name: str) -> dict[str, str]:
+        if not self._seen:
+            self._seen = observe(self._names)
+        return self._seen[name]
+
+    def forget(self) -> None:
+        """Something was done: ask again."""
+        self._seen = {}
+
+
+def is_unread(unit: dict[str, Any], seen: dict[str, str]) -> bool:
     """Whether systemd has not yet read what the unit's files say now, among them that there is none any more."""
-    seen, is_there = observe(name), os.path.exists(f"{UNIT_DIRECTORY}/{name}")
-    return seen["NeedDaemonReload"] == "yes" or (seen["LoadState"] == "not-found" and is_there)
+    path = f"{UNIT_DIRECTORY}/{unit['name']}"
+    is_another = unit["content"] is not None and os.path.exists(path) and seen["FragmentPath"] != path
+    return seen["NeedDaemonReload"] == "yes" or is_another
+
+
+def drop_ins(name: str) -> list[str]:
+    """Files that somebody put beside a unit to override parts of it; systemd looks for them in four places."""
+    found = (glob.glob(f"{root}/{name}.d/*.conf") for root in DROP_IN_ROOTS)
+    return sorted(path for paths in found for path in paths)
 
 
 def full_text(unit: dict[str, Any]) -> str:
@@ -39,12 +76,14 @@ def full_text(unit: dict[str, Any]) -> str:
     content = unit["content"].rstrip("\n") + "\n"
     if "[Service]\n" not in content:
         return content
-    record = f"{RECORDS}/{unit['name']}.consumed"
+    name = unit["name"]
+    overrides = (f"{root}/{name}.d/*.conf" for root in DROP_IN_ROOTS)
+    paths = " ".join(["/dev/null", f"{UNIT_DIRECTORY}/{name}", *sorted(unit["consumes"]), *overrides])
     # `+`: as root whatever User= says. `$$`: the shell's variable, not systemd's. Absent files are recorded by absence.
     recorder = (
         f"ExecStartPre=+/bin/sh -c 'umask 077; mkdir -p -m 755 {RECORDS} && "
-        f'{{ echo "$$INVOCATION_ID $$PROVISION_UNIT_SHA"; sha256sum /dev/null {" ".join(sorted(unit["consumes"]))}; }} '
-        f"> {record} 2>/dev/null; exit 0'\n"
+        f'{{ echo "$$INVOCATION_ID $$PROVISION_UNIT_SHA"; sha256sum {paths}; }} '
+        f"> {RECORDS}/{name}.consumed 2>/dev/null; exit 0'\n"
     )
     head, tail = content.split("[Service]\n", 1)
     sha = sha256_text(head + recorder + tail)
@@ -61,11 +100,15 @@ def stale(unit: dict[str, Any], text: str, seen: dict[str, str]) -> list[str]:
     """Why the running process is not the wanted one: empty when it was started with all that is wanted."""
     if unit["content"] is None or not unit_sha(text):
         return []
+    own = f"{UNIT_DIRECTORY}/{unit['name']}"
     lines = (read_text(f"{RECORDS}/{unit['name']}.consumed") or "").splitlines() or [""]
-    if lines[0].split() != [seen["InvocationID"], unit_sha(text)]:
-        return ["it runs another text of the unit"]
     recorded = {path: sha for sha, path in (line.split(maxsplit=1) for line in lines[1:])}
-    return [f"{path} changed since it started" for path, sha in unit["consumes"].items() if recorded.get(path) != sha]
+    # The hash of the text that systemd had loaded, and of the file at that time: either may have been edited alone.
+    if lines[0].split() != [seen["InvocationID"], unit_sha(text)] or recorded.get(own) != sha256_text(text):
+        return ["it runs another text of the unit"]
+    others = sorted(recorded.keys() - {"/dev/null", own, *unit["consumes"]})
+    changed = [path for path, sha in unit["consumes"].items() if recorded.get(path) != sha]
+    return [f"it was started with {path}" for path in others] + [f"{path} changed since it started" for path in changed]
 
 
 def wanted_links(unit: dict[str, Any]) -> list[str] | None:
@@ -85,16 +128,20 @@ def is_enabled(unit: dict[str, Any], seen: dict[str, str]) -> bool:
     """Whether the unit starts at boot; a unit that cannot be enabled counts as what is wanted."""
     links = wanted_links(unit)
     if links is not None:
-        return all(os.path.islink(link) for link in links) if links else bool(unit["enabled"])
+        there = [os.path.islink(link) for link in links]
+        return (all(there) if unit["enabled"] else any(there)) if links else bool(unit["enabled"])
     if seen["UnitFileState"] in ("static", "indirect", "generated", "alias"):
         return bool(unit["enabled"])
     return seen["UnitFileState"] == "enabled"
 
 
 def verify(units: list[dict[str, Any]], check_mode: bool) -> None:
-    """Have systemd read the texts under their own names, together, before any of them is put in place."""
+    """Have systemd read the texts under their own names, together, before any of them is put in place.
+
+    Texts that are all in place already have been read.
+    """
     texts = {u["name"]: full_text(u) for u in units if u["verify"] and u["content"] and u["state"] != "absent"}
-    if not texts:
+    if all(read_text(f"{UNIT_DIRECTORY}/{name}") == text for name, text in texts.items()):
         return
     with tempfile.TemporaryDirectory(prefix="provision-verify-") as folder:
         for name, text in texts.items():
