@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def content_root() -> Path:
 
 def hardware_profiles() -> dict[str, dict[str, object]]:
     """Every hardware profile by name, as the preflight role and the lab use it."""
-    text = (content_root() / "roles/preflight/vars/main.yml").read_text(encoding="utf-8")
+    return _profiles(content_root())
+
+
+@cache
+def _profiles(root: Path) -> dict[str, dict[str, object]]:
+    """Read once in a process: it is asked for every host, and takes a tenth of a second."""
+    text = (root / "roles/preflight/vars/main.yml").read_text(encoding="utf-8")
     profiles: dict[str, dict[str, object]] = yaml.safe_load(text)["preflight_profiles"]
     return profiles
