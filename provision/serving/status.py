@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from provision.inventory import Fleet, Host, Replica
 from provision.serving.endpoint import Endpoint
-from provision.ssh.connect import connection
-from provision.ssh.trouble import explain, misconfigured
+from provision.ssh import Answer, Call, call
+from provision.ssh.reach import python_of
 
-AT_ONCE = 64
 ANSWER_TIMEOUT_S = 90
 DRIVER_UNITS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
 HEAD_UNITS = ("ray-head.service", "vllm.service")
@@ -88,10 +85,13 @@ def endpoint_of(replica: Replica) -> Endpoint:
 
 def survey(fleet: Fleet) -> list[ReplicaStatus]:
     """Ask every serving host at once; a host that does not answer costs some 10 seconds, and is told as such."""
-    asked = [(replica, host) for replica in fleet.replicas for host in replica.hosts]
-    with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(asked))) as pool:
-        told = list(pool.map(lambda pair: _ask(*pair), asked))
-    return [_replica(replica, [status for status in told if status.replica == replica]) for replica in fleet.replicas]
+    source = (files("provision.serving") / "probe.py").read_text(encoding="utf-8")
+    calls = [Call(host, _script(replica, host), source) for replica in fleet.replicas for host in replica.hosts]
+    answers = {answer.host.name: answer for answer in call(calls, timeout=ANSWER_TIMEOUT_S)}
+    return [
+        _replica(replica, [_status(replica, answers[host.name]) for host in replica.hosts])
+        for replica in fleet.replicas
+    ]
 
 
 def _replica(replica: Replica, hosts: Sequence[HostStatus]) -> ReplicaStatus:
@@ -99,24 +99,19 @@ def _replica(replica: Replica, hosts: Sequence[HostStatus]) -> ReplicaStatus:
     return ReplicaStatus(replica, endpoint_of(replica), tuple(hosts), head.get("canary"), head.get("ray_nodes"))
 
 
-def _ask(replica: Replica, host: Host) -> HostStatus:
-    """Run the probe on one host."""
+def _script(replica: Replica, host: Host) -> str:
+    """What root's shell runs on a host: the probe, which comes on its standard input."""
     argument = json.dumps({"units": [*DRIVER_UNITS, *HEAD_UNITS, *WORKER_UNITS], "endpoint": _canary(replica, host)})
-    source = (files("provision.serving") / "probe.py").read_text(encoding="utf-8")
-    command = f"sudo -n python3 - {shlex.quote(argument)}"
+    return f"exec {shlex.quote(python_of(host))} - {shlex.quote(argument)}"
+
+
+def _status(replica: Replica, answer: Answer) -> HostStatus:
+    if answer.trouble:
+        return HostStatus(answer.host, replica, {}, answer.trouble.message)
     try:
-        link = connection(host)
-    except Exception as error:  # noqa: BLE001  a word in the user's ssh_config, or a port that is none
-        return HostStatus(host, replica, {}, misconfigured(host, error).message)
-    try:
-        with link:
-            done = link.run(command, hide=True, warn=True, timeout=ANSWER_TIMEOUT_S, in_stream=io.StringIO(source))
-    except Exception as error:  # noqa: BLE001  whatever it is, it concerns this host alone and is put into words
-        return HostStatus(host, replica, {}, explain(host, error, link).message)
-    if not done.ok:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        return HostStatus(host, replica, {}, f"the probe ended with {done.exited}: {' '.join(last)}")
-    return HostStatus(host, replica, json.loads(done.stdout))
+        return HostStatus(answer.host, replica, json.loads(answer.text))
+    except ValueError:
+        return HostStatus(answer.host, replica, {}, f"the probe ended with {answer.code}: {answer.error}")
 
 
 def _canary(replica: Replica, host: Host) -> dict[str, Any] | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import logging
-import queue
 import shlex
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from fabric import Connection
 
 from provision.inventory.model import Host
 from provision.ssh.connect import TIMEOUT, connection
+from provision.ssh.fan import each
 from provision.ssh.trouble import Trouble, explain, misconfigured, missing_python, no_sudo, unsupported
 
-AT_ONCE = 64
 SUPPORTED = {("debian", "12"), ("ubuntu", "22.04"), ("ubuntu", "24.04")}
 # What a host is asked. The sudo password, if there is one, comes on standard input, and is read whether or not sudo
 # wants it: nothing may be on its way to a shell that has ended.
@@ -46,70 +47,85 @@ class Reach:
     python: str = ""
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """What a host said through fabric, and how the command ended; or why it could not be asked."""
+
+    text: str = ""
+    code: int = 0
+    trouble: Trouble | None = None
+
+
 def reach(hosts: Sequence[Host]) -> list[Reach]:
-    """Reach all hosts, each for at most some 10 seconds, in the order given.
+    """Reach all hosts, each for at most some 10 seconds, in the order given."""
+    return each(hosts, _reach)
 
-    Threads are daemons, so that Ctrl-C need not wait for hosts that do not answer.
-    """
-    waiting: queue.SimpleQueue[Host] = queue.SimpleQueue()
-    found: queue.SimpleQueue[Reach] = queue.SimpleQueue()
-    for host in hosts:
-        waiting.put(host)
 
-    def work() -> None:
-        while True:
-            try:
-                host = waiting.get_nowait()
-            except queue.Empty:
-                return
-            found.put(_reach(host))
+def speak(host: Host, command: str, text: str, timeout: float) -> Spoken:
+    """Have a host's `/bin/sh` run a command with a text on its standard input, over a connection of its own."""
+    try:
+        link = connection(host)
+    except Exception as error:  # noqa: BLE001 - a word in the user's ssh_config, or a port that is none
+        return Spoken(trouble=misconfigured(host, error))
+    try:
+        with link:
+            return _converse(link, "/bin/sh -c " + shlex.quote(command), text.encode(), time.monotonic() + timeout)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this host alone and is put into words
+        return Spoken(trouble=explain(host, error, link))
 
-    for _ in range(min(AT_ONCE, len(hosts))):
-        threading.Thread(target=work, daemon=True).start()
-    results = {result.host: result for result in (found.get() for _ in hosts)}
-    return [results[host.name] for host in hosts]
+
+def _converse(link: Connection, command: str, text: bytes, deadline: float) -> Spoken:
+    """Run the command in a session of its own: fabric's own way sends a hundred characters of input a second."""
+    link.open()
+    channel = link.transport.open_session(timeout=TIMEOUT)
+    channel.settimeout(max(0.1, deadline - time.monotonic()))
+    channel.exec_command(command)
+    with contextlib.suppress(OSError):  # it may have answered and gone
+        channel.sendall(text)
+        channel.shutdown_write()
+    said = b""
+    while block := channel.recv(1 << 16):
+        said += block
+        channel.settimeout(max(0.1, deadline - time.monotonic()))
+    if not channel.status_event.wait(max(0.1, deadline - time.monotonic())):
+        raise TimeoutError
+    return Spoken(said.decode(errors="replace"), channel.recv_exit_status())
+
+
+def told(text: str) -> dict[str, str]:
+    """The facts among the lines that a host said, whatever else its login prints."""
+    lines = (line[10:].partition("=") for line in text.splitlines() if line.startswith("provision."))
+    return {key: value.strip() for key, _, value in lines}
+
+
+def judge(host: Host, facts: Mapping[str, str]) -> Trouble | None:
+    """What keeps a host that answers from being used, by what it said of itself."""
+    if (facts.get("os"), facts.get("release")) not in SUPPORTED:
+        return unsupported(facts.get("name") or "of an unknown kind")
+    if facts.get("sudo") != "yes" and not (facts.get("uid") == "0" and host.user == "root"):
+        return no_sudo(host)
+    return None if facts.get("python") else missing_python(host)
+
+
+def python_of(host: Host) -> str:
+    """The Python that modules run with there."""
+    python = str(host.variables.get("ansible_python_interpreter") or "python3")
+    return "python3" if python.startswith("auto") else python
+
+
+def sudo_password(host: Host) -> str:
+    """What sudo is told there if it asks; empty where it does not."""
+    names = ("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
+    return next((str(host.variables[name]) for name in names if host.variables.get(name)), "")
 
 
 def _reach(host: Host) -> Reach:
     if host.variables.get("ansible_connection") == "local":
         return Reach(host.name)
-    try:
-        link = connection(host)
-    except Exception as error:  # noqa: BLE001 - a word in the user's ssh_config, or a port that is none
-        return Reach(host.name, misconfigured(host, error))
-    try:
-        with link:
-            answer = link.run(
-                "/bin/sh -c " + shlex.quote(_questions(host)),
-                hide=True,
-                warn=True,
-                timeout=TIMEOUT,
-                in_stream=io.StringIO(f"{_sudo_password(host)}\n") if _sudo_password(host) else False,
-            )
-    except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this host alone and is put into words
-        return Reach(host.name, explain(host, error, link))
-    lines = (line[10:].partition("=") for line in answer.stdout.splitlines() if line.startswith("provision."))
-    return _judge(host, {key: value.strip() for key, _, value in lines})
-
-
-def _judge(host: Host, facts: dict[str, str]) -> Reach:
-    trouble = None
-    if (facts.get("os"), facts.get("release")) not in SUPPORTED:
-        trouble = unsupported(facts.get("name") or "of an unknown kind")
-    elif facts.get("sudo") != "yes" and not (facts.get("uid") == "0" and host.user == "root"):
-        trouble = no_sudo(host)
-    elif not facts.get("python"):
-        trouble = missing_python(host)
-    return Reach(host.name, trouble, facts.get("boot", ""), facts.get("name", ""), facts.get("python", ""))
-
-
-def _questions(host: Host) -> str:
-    python = str(host.variables.get("ansible_python_interpreter") or "python3")
-    if python.startswith("auto"):
-        python = "python3"
-    return QUESTIONS.format(sudo=SUDO_TOLD if _sudo_password(host) else SUDO, python=shlex.quote(python))
-
-
-def _sudo_password(host: Host) -> str:
-    names = ("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
-    return next((str(host.variables[name]) for name in names if host.variables.get(name)), "")
+    password = sudo_password(host)
+    questions = QUESTIONS.format(sudo=SUDO_TOLD if password else SUDO, python=shlex.quote(python_of(host)))
+    answer = speak(host, questions, f"{password}\n" if password else "", TIMEOUT)
+    if answer.trouble:
+        return Reach(host.name, answer.trouble)
+    facts = told(answer.text)
+    return Reach(host.name, judge(host, facts), facts.get("boot", ""), facts.get("name", ""), facts.get("python", ""))

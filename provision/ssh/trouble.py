@@ -34,7 +34,7 @@ class Trouble:
     unreachable: bool = False
 
 
-def explain(host: Host, error: Exception, link: Connection) -> Trouble:
+def explain(host: Host, error: Exception, link: Connection | None) -> Trouble:
     """Put an error of connecting into words; how far `link` came tells what paramiko's own words may not."""
     if isinstance(error, ThreadException):  # fabric reads and writes in threads, and wraps what happened there
         error = error.exceptions[0].value
@@ -54,6 +54,17 @@ def misconfigured(host: Host, error: Exception) -> Trouble:
     return Trouble(
         "ssh_config", f"its SSH settings cannot be used: {error}", f"What ssh makes of them:  {_command(host, '-G')}"
     )
+
+
+def failed(host: Host, said: str) -> Trouble:
+    """SSH does not come through, for a reason that only its own words tell."""
+    return Trouble("ssh", f"SSH to {_where(host)} failed: {said}", f"See what ssh says:  {_command(host, '-v')}")
+
+
+def silent(host: Host, seconds: float) -> Trouble:
+    """The login works, and what was asked is not answered."""
+    message = f"{_where(host)} did not answer within {seconds:.0f} s, though it was logged in to: the host may hang."
+    return _unreachable("silent", message, f"What does it do?  {_command(host)} uptime")
 
 
 def no_sudo(host: Host) -> Trouble:
@@ -119,14 +130,14 @@ def _denied(host: Host, error: Exception) -> Trouble:
     )
 
 
-def _protocol(host: Host, error: Exception, link: Connection) -> Trouble:
-    transport = link.client.get_transport()
+def _protocol(host: Host, error: Exception, link: Connection | None) -> Trouble:
+    transport = link.client.get_transport() if link else None
     if transport is not None and not transport.initial_kex_done:
         message = f"{_where(host)} takes connections, but no SSH server greets within {TIMEOUT} s: the host may hang."
         return _unreachable("no_greeting", message, "Look at its console.")
     if transport is not None and not transport.is_authenticated():
         return _denied(host, error)
-    return Trouble("ssh", f"SSH to {_where(host)} failed: {error}", f"See what ssh says:  {_command(host, '-v')}")
+    return failed(host, str(error))
 
 
 def _no_answer(host: Host, error: Exception) -> Trouble:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from provision.cli.status import document
-from provision.inventory import Host, Replica
+from provision.inventory import Fleet, Host, Replica
 from provision.serving.endpoint import Endpoint
-from provision.serving.status import HostStatus, ReplicaStatus
+from provision.serving.status import HostStatus, ReplicaStatus, survey
+from provision.ssh import Answer, Call
+from provision.ssh.trouble import Trouble
+from provision.stack import load_stack
 
 
 def host(name: str) -> Host:
@@ -66,3 +73,31 @@ def test_a_host_that_does_not_answer() -> None:
     (replica,) = told["replicas"]
     assert (replica["healthy"], replica["answer_ms"], replica["head"]) == (False, 31, "a")
     assert replica["ray_nodes"] == {"alive": 2, "expected": 2}
+
+
+def test_each_host_is_asked_and_what_keeps_it_from_answering_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Call] = {}
+
+    def call(calls: list[Call], timeout: float) -> list[Answer]:
+        asked.update({one.host.name: one for one in calls})
+        gone = Trouble("no_sudo", "ops cannot use sudo without a password.", "Allow it there.")
+        told = facts("ray-head.service", "vllm.service", canary={"ok": True, "ms": 31, "error": None}, ray_nodes=2)
+        return [Answer(HEAD, json.dumps(told)), Answer(WORKER, trouble=gone)]
+
+    monkeypatch.setattr("provision.serving.status.call", call)
+    (found,) = survey(
+        Fleet(Path("inventory"), (), {"a": HEAD, "b": WORKER}, {}, (REPLICA,), load_stack(Path("none")), True)
+    )
+    assert found.canary == {"ok": True, "ms": 31, "error": None}
+    assert found.problems == ["b cannot be asked: ops cannot use sudo without a password."]
+    assert '"model": "tiny"' in asked["a"].script
+    assert '"endpoint": null' in asked["b"].script
+
+
+def test_a_probe_that_fails_is_told_with_its_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [Answer(one, "", 1, "OSError: no space") for one in (HEAD, WORKER)]
+    monkeypatch.setattr("provision.serving.status.call", lambda _calls, timeout: failed)
+    (found,) = survey(
+        Fleet(Path("inventory"), (), {"a": HEAD, "b": WORKER}, {}, (REPLICA,), load_stack(Path("none")), True)
+    )
+    assert found.problems[0] == "a cannot be asked: the probe ended with 1: OSError: no space"
