@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# Several mean more than speed: without pipelining a module's arguments touch the host's disk, and a host that hangs
-# would otherwise hold its connection, and with it the whole run, for ever.
-SSH_OPTIONS = ("ControlMaster=auto", "ControlPersist=60s", "ServerAliveInterval=20", "ServerAliveCountMax=6")
+from provision.ssh.options import SSH_OPTIONS, control_directory
+
+# Pipelining means more than speed: without it a module's arguments touch the host's disk.
 SETTINGS = {
     "ANSIBLE_HOST_KEY_CHECKING": "True",  # ansible-runner turns it off where this is not set
     "ANSIBLE_PIPELINING": "True",
@@ -31,6 +31,7 @@ def environment(root: Path) -> dict[str, str]:
     """What Ansible gets on top of the user's environment, to run the playbooks and roles under `root`."""
     roles = sorted(path for path in (root / "roles").iterdir() if path.is_dir())
     found = {
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(control_directory()),
         "ANSIBLE_ROLES_PATH": str(root / "roles"),
         "ANSIBLE_LIBRARY": _paths(path / "library" for path in roles),
         "ANSIBLE_MODULE_UTILS": _paths(path / "module_utils" for path in roles),
