@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from provision.ssh.trouble import Trouble
+
+# What setting a finding right does to what runs, from what nobody notices to what everybody does.
+EFFECTS = ("none", "reload", "restart", "gpu_reset", "reboot")
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,24 @@ class HostReceipts:
     serving: bool = False
     kv_tokens: int | None = None
     stages: Mapping[str, StageReceipt] = field(default_factory=dict)
+
+
+def parsed(host: str, document: Mapping[str, Any]) -> HostReceipts:
+    """A host's answer, typed. Raises KeyError, TypeError or ValueError for what is none."""
+    busy = document["busy"]
+    return HostReceipts(
+        host=host,
+        boot_id=str(document["boot_id"]),
+        os=str(document["os"]),
+        python=str(document["python"]),
+        busy=Busy(int(busy["pid"]), str(busy["command"]), str(busy["since"])) if busy else None,
+        at_work=tuple(document["at_work"]),
+        serving=bool(document["serving"]),
+        kv_tokens=document["kv_tokens"],
+        stages={name: _stage(name, told) for name, told in document["stages"].items()},
+    )
+
+
+def _stage(name: str, told: Mapping[str, Any]) -> StageReceipt:
+    findings = tuple(Finding(stage=name, **change) for change in told["changes"])
+    return StageReceipt(name, dict(told["inputs"]), told["sealed"], findings, tuple(told["facts"]), told["error"])

@@ -1,0 +1,170 @@
+"""Verifies the steps of receipts: each step's own module runs in check mode, and tells what it would change."""
+
+# ruff: noqa: ANN401 - results and parameters of modules are any JSON
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ansible.module_utils import basic, provision_host
+
+LIBRARY = "provision_library"  # the package of the roles' modules, beside this one
+SAID_BY_ALL = {"failed", "changed", "actions", "diff", "effects", "msg", "warnings", "invocation", "rc", "skipped"}
+VOLATILE = {"latency_ms", "tokens", "waited_s", "loaded", "reboot_reason", "pending", "overridden", "nodes"}
+
+
+class Look(NamedTuple):
+    """How a module is asked that waits for something and changes nothing: for real, and without patience."""
+
+    params: Mapping[str, Any]
+    constants: Mapping[str, Any]
+
+
+LOOKS = {
+    "nvidia_ready": Look({"timeout": 0}, {}),
+    "ray_cluster": Look({"timeout": 0}, {}),
+    "vllm_canary": Look({"timeout": 20}, {"ANSWER_S": 20, "ATTEMPTS": 1}),
+}
+
+
+@dataclass
+class Verdict:
+    """What verifying the steps of one stage found."""
+
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+class _Recorder(provision_host.Outcome):  # type: ignore[misc]  # part of the bundle
+    """Keeps each change as a module tells it, with the step's own before and after."""
+
+    kept: list[Any] = []  # noqa: RUF012 - emptied before each step
+
+    def add(self, change: Any) -> None:
+        super().add(change)
+        self.kept.append(change)
+
+
+def prepare() -> None:
+    """Have the modules' shared code look once, and leave out what was settled when the receipt was made."""
+    provision_host.Outcome = _Recorder
+    provision_host.run = remembering(provision_host.run)
+    # From here on, since what imports `run` keeps the one that it finds.
+    units = importlib.import_module("ansible.module_utils.provision_units")
+    # systemd has read these very texts before they were put in place; to have it read them again takes half a second.
+    vars(units)["verify"] = lambda _units, _check_mode: None
+
+
+def remembering(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` that answers what it was asked before from memory: nothing changes while receipts are verified.
+
+    Who sleeps between two looks wants to see something new, so a sleep empties the memory.
+    """
+    known: dict[Any, Any] = {}
+    sleep = time.sleep
+
+    def forget(seconds: float) -> None:
+        known.clear()
+        sleep(seconds)
+
+    def once(argv: Any, *, check: bool = True, env: Any = None, stdin: str = "", **more: Any) -> Any:
+        key = (tuple(argv), check, tuple(sorted((env or {}).items())), stdin)
+        if key not in known:
+            try:
+                known[key] = run(argv, check=check, env=env, stdin=stdin, **more)
+            except provision_host.HostError as error:
+                known[key] = error
+        if isinstance(known[key], provision_host.HostError):
+            raise known[key]
+        return known[key]
+
+    vars(time)["sleep"] = forget
+    return once
+
+
+def verify(steps: list[dict[str, Any]], skip: frozenset[str]) -> Verdict:
+    """Verify a stage's steps in order; of those that cannot be verified, the first says why."""
+    verdict = Verdict()
+    for step in steps:
+        if step["module"] not in skip:
+            _verify(step, verdict)
+    return verdict
+
+
+def _verify(step: dict[str, Any], verdict: Verdict) -> None:
+    name = step["module"]
+    error = _run(name, step)
+    verdict.error = verdict.error or error
+    result = basic.Step.result
+    effects = {str(action): str(effect) for action, effect in zip(result.get("actions", ()), result.get("effects", ()))}  # noqa: B905  Python 3.9
+    for change in _Recorder.kept:
+        told = {
+            "module": name,
+            "action": change.action,
+            "resource": change.header,
+            "before": change.before,
+            "after": change.after,
+            "who": None,
+            "effect": getattr(change, "effect", None) or effects.get(change.action, "restart"),
+        }
+        verdict.changes.append(basic.masked(told, basic.Step.secrets))
+    if reason := result.get("reboot_reason"):
+        verdict.changes.append(_reboot(name, str(reason)))
+    if not result.get("failed"):
+        verdict.facts += [fact for fact in _differing(step.get("facts") or {}, result) if fact not in verdict.facts]
+
+
+def _run(name: str, step: dict[str, Any]) -> str | None:
+    """Run the module; what is wrong if it could not say what it was asked."""
+    look = LOOKS.get(name)
+    params = dict(step["params"])
+    if name == "model_weights" and (step.get("facts") or {}).get("commit"):
+        params["revision"] = step["facts"]["commit"]  # what a branch meant when the receipt was made, without the hub
+    basic.Step.module = name
+    basic.Step.params = {**params, **look.params} if look else params
+    basic.Step.check_mode, basic.Step.result, basic.Step.secrets = look is None, {}, ()
+    _Recorder.kept.clear()
+    try:
+        module = importlib.import_module(f"{LIBRARY}.{name}")
+    except ImportError:
+        return f"The receipt holds a step of {name}, which this version does not have: bootstrap again."
+    for constant, value in look.constants.items() if look else ():
+        setattr(module, constant, value)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            module.main()
+    except SystemExit:
+        return str(basic.Step.result["msg"]) if basic.Step.result.get("failed") else None
+    except Exception as error:  # noqa: BLE001 - it is this stage's trouble alone
+        said = " ".join(str(error).split()) or "no word"
+        crash = f"{name} could not be verified: {type(error).__name__}: {said}"
+        return str(basic.masked(crash, basic.Step.secrets))
+    return f"{name} ended without a result."
+
+
+def _reboot(name: str, reason: str) -> dict[str, Any]:
+    """What waits for a reboot does not stand, though no file and no package differs."""
+    action = f"Rebooted: {reason}."
+    return {
+        "module": name,
+        "action": action,
+        "resource": "boot",
+        "before": f"{reason}\n",
+        "after": "",
+        "who": None,
+        "effect": "reboot",
+    }
+
+
+def _differing(sealed: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The facts that are not what they were when the receipt was made."""
+    for name in sorted(set(sealed) | set(now)):
+        if name not in VOLATILE | SAID_BY_ALL and sealed.get(name) != now.get(name):
+            yield name

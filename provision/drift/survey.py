@@ -1,0 +1,69 @@
+"""The receipts of many hosts, each verified on its host, in one SSH round trip a host and all hosts at once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from provision.drift.bundle import ENTRY, directory_of, verifier_text
+from provision.drift.receipts import HostReceipts, parsed
+from provision.inventory.model import Host
+from provision.ssh.call import Answer, Call, call
+from provision.ssh.fan import AT_ONCE
+from provision.ssh.reach import python_of
+from provision.ssh.trouble import Trouble
+
+ANSWER_S = 300  # to read weights again that were touched takes long; a host that hangs is found by its silence
+# Where the program has unpacked itself already, what is on standard input is left to whoever called.
+SCRIPT = """\
+if [ -f {entry} ]; then exec {python} -I -S {entry} {arguments}; fi
+exec {python} -I -S - {arguments}
+"""
+
+
+def verify(
+    hosts: Sequence[Host],
+    stages: Sequence[str] = (),
+    *,
+    who: bool = True,
+    at_once: int = AT_ONCE,
+    on_host: Callable[[HostReceipts], object] = lambda _told: None,
+) -> list[HostReceipts]:
+    """Verify the receipts of these stages (all without any) on all hosts, in the order given.
+
+    `who` asks the hosts to say who made each change, as far as they know; `on_host` gets each host's as it comes.
+    """
+    calls = [Call(host, _script(host, stages, who), verifier_text()) for host in hosts]
+    found: dict[str, HostReceipts] = {}
+
+    def take(answer: Answer) -> None:
+        receipts = _judged(answer)
+        found[answer.host.name] = receipts
+        on_host(receipts)
+
+    call(calls, at_once=at_once, timeout=ANSWER_S, on_answer=take)
+    return [found[host.name] for host in hosts]
+
+
+def _script(host: Host, stages: Sequence[str], who: bool) -> str:
+    """What root's shell runs there."""
+    arguments = [*(["--stages", ",".join(stages)] if stages else []), *(["--who"] if who else [])]
+    entry = shlex.quote(f"{directory_of()}/{ENTRY}")
+    return SCRIPT.format(entry=entry, python=shlex.quote(python_of(host)), arguments=shlex.join(arguments))
+
+
+def _judged(answer: Answer) -> HostReceipts:
+    """What a host told, or why it told nothing that can be used."""
+    fail = partial(HostReceipts, answer.host.name)
+    if answer.trouble:
+        return fail(trouble=answer.trouble)
+    try:
+        return parsed(answer.host.name, json.loads(answer.text))
+    except (KeyError, TypeError, ValueError):
+        said = answer.error or (answer.text.strip().splitlines() or ["nothing"])[-1][:200]
+        message = f"its receipts could not be verified: the verifier ended with {answer.code} and said: {said}"
+        return fail(
+            trouble=Trouble("verifier", message, "Try the host's own copy:  sudo /opt/provision/bin/provision-verify")
+        )
