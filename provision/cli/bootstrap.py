@@ -6,11 +6,17 @@ from pathlib import Path
 
 import click
 
+from provision import exits
 from provision.cli.fleet import inventory_argument, lab_option, load
+from provision.cli.options import Options
 from provision.cli.progress import progress
 from provision.cli.summary import show
 from provision.converge import STAGES
 from provision.converge import bootstrap as converge
+from provision.converge.history import last_failed
+from provision.inventory import Fleet
+
+LAST_FAILED = "@last-failed"
 
 
 def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -19,7 +25,12 @@ def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: st
 
 @click.command()
 @inventory_argument
-@click.option("-l", "--limit", metavar="PATTERN", help="Only these hosts, groups or replicas, as for ansible-playbook.")
+@click.option(
+    "-l",
+    "--limit",
+    metavar="PATTERN",
+    help="Only these hosts, groups or replicas, as for ansible-playbook; @last-failed: those that failed last time.",
+)
 @click.option(
     "--stage",
     "stages",
@@ -29,6 +40,7 @@ def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: st
     help=f"Only these stages: {', '.join(STAGES)}.",
 )
 @click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change (exit code 2 if anything).")
+@click.option("--full", is_flag=True, help="Visit every stage of every host, whatever its receipts say.")
 @click.option("-D", "--diff", is_flag=True, help="Show changed files line by line.")
 @click.option("-f", "--forks", type=click.IntRange(1), help="Hosts at once [default: all, 64 at most].")
 @click.option("-v", "--verbose", count=True, help="Show Ansible's own text; -vv and more as for ansible-playbook.")
@@ -40,6 +52,7 @@ def bootstrap(
     limit: str | None,
     stages: tuple[str, ...],
     check: bool,
+    full: bool,
     diff: bool,
     forks: int | None,
     verbose: int,
@@ -47,18 +60,31 @@ def bootstrap(
     lab: bool,
 ) -> int:
     """Bring every host of INVENTORY to what it says; again, and only what has drifted is changed."""
-    fleet = load(inventory, lab)
-    with progress(fleet, inventory, text=verbose > 0, as_json=as_json) as display:
+    options = Options(limit, stages, check, full, forks, verbose, as_json, diff, lab)
+    return perform(load(inventory, lab), inventory, options)
+
+
+def perform(fleet: Fleet, inventory: Path, options: Options) -> int:
+    """Run what was asked for, with display and summary; the exit code."""
+    limit = options.limit
+    if limit == LAST_FAILED:
+        limit = ",".join(last_failed(fleet.path, lab=len(fleet.sources) > 1))
+        if not limit:
+            click.echo(f"No host of {inventory} failed in its last run.")
+            return exits.OK
+    with progress(fleet, inventory, text=options.verbose > 0, as_json=options.as_json) as display:
         result = converge(
             fleet,
             limit=limit,
-            stages=stages,
-            check=check,
-            forks=forks,
-            verbosity=max(0, verbose - 1),
+            stages=options.stages,
+            check=options.check,
+            full=options.full,
+            forks=options.forks,
+            verbosity=max(0, options.verbose - 1),
+            resumes=options.resumes,
             on_event=display.event,
             on_text=display.text,
         )
-    if not as_json:
-        show(result, fleet, inventory, full=diff)
+    if not options.as_json:
+        show(result, fleet, inventory, full=options.diff)
     return result.exit_code

@@ -17,7 +17,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from provision.converge import STAGES
 from provision.converge.journal import Event
 from provision.inventory import Fleet
 
@@ -62,6 +61,10 @@ class Plain:
             self._all = event["hosts"]
         elif kind == "stage_started":
             self._hosts = dict.fromkeys(self._all, "ok") if event["stage"] == "reach" else {}
+        elif kind == "wave_started" and event["wave"] > 1:
+            self.print(f"wave {event['wave']}: {', '.join(event['hosts'])}")
+        elif kind == "stopping":
+            self.print(stopping(event))
         elif kind == "host_refused":
             self._hosts[event["host"]] = "unreachable" if event["unreachable"] else "failed"
         elif kind == "task_finished":
@@ -95,6 +98,7 @@ class _Row:
     task: str = ""
     since: float = 0.0
     done: int = 0
+    total: int = 0
     ended: str = ""
 
 
@@ -104,7 +108,7 @@ class Lines:
     def __init__(self, console: Console, title: str, text: bool) -> None:
         self.console, self._title, self._text = console, title, text
         self._rows: dict[str, _Row] = {}
-        self._total = len(STAGES)
+        self._notice = ""
         self._start = time.monotonic()
         self.live = Live(
             get_renderable=self._screen,
@@ -120,18 +124,29 @@ class Lines:
         row = self._rows.get(event.get("host", ""))
         if kind == "run_started":
             now = time.monotonic()
-            self._rows = {name: _Row(task="connecting", since=now) for name in event["hosts"]}
-            self._total = len(event["stages"])
-        elif kind == "stage_finished" and event["stage"] != "reach":
-            for other in self._rows.values():
-                other.done += not other.ended
+            self._rows = {name: _Row(task="verifying its receipts", since=now) for name in event["hosts"]}
+        elif kind == "verified":
+            self._verified(event)
+        elif kind == "stopping":
+            self._notice = stopping(event)
         elif row and kind == "host_refused":
             row.ended = "unreachable" if event["unreachable"] else "refused"
             row.task = event["message"]
         elif row and kind == "task_started":
+            row.done += row.stage != event["stage"]
             row.stage, row.task, row.since = event["stage"], event["task"], time.monotonic()
         elif row and kind == "task_finished" and event["status"] in ("failed", "unreachable"):
             row.ended, row.task = event["status"], f"{event['task']}: {event['message'].splitlines()[0]}"
+
+    def _verified(self, event: Event) -> None:
+        """What stands needs no line any more."""
+        now = time.monotonic()
+        for name in event["hosts"]:
+            stages = event["visits"].get(name, {})
+            if not stages and not self._rows[name].ended:
+                del self._rows[name]
+            elif stages:
+                self._rows[name] = _Row("", "waiting for its turn", now, total=len(stages))
 
     def text(self, line: str) -> None:
         """Ansible's own text scrolls by above the lines, if asked for."""
@@ -143,7 +158,7 @@ class Lines:
         title.add_column(no_wrap=True)
         title.add_column(justify="right")
         title.add_row(f"[dim]{escape(self._title)}[/]", f"[dim]{_clock(time.monotonic() - self._start)}[/]")
-        return Group(title, self._table())
+        return Group(title, self._table(), *([f"[yellow]{escape(self._notice)}[/]"] if self._notice else []))
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -163,11 +178,18 @@ class Lines:
             table.add_row(
                 f"[bold]{escape(name)}[/]",
                 f"[{colour}]{row.ended or row.stage}[/]",
-                f"[dim]{row.done}/{self._total}[/]",
+                f"[dim]{row.done}/{row.total}[/]" if row.total else "",
                 escape(row.task),
                 f"[dim]{spent}[/]",
             )
         return table
+
+
+def stopping(event: Event) -> str:
+    """What is still at work after a first Ctrl-C."""
+    tasks = [f"{host} ({running['stage']}: {running['task']})" for host, running in event["running"].items()]
+    at_work = ", ".join(tasks[:NAMED]) + (f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else "")
+    return f"Stopping once the current tasks are done: {at_work or 'none'}. Ctrl-C again stops at once."
 
 
 @contextmanager

@@ -137,6 +137,13 @@ def _failures(hosts: list[HostResult]) -> Iterator[str]:
             waiting.setdefault((host.because, host.held_back), []).append(host.name)
     for (because, stages), names in waiting.items():
         yield f"{escape(', '.join(names))}: {', '.join(stages)} not run, since {because} of the same replica failed."
+    spared: dict[str, list[str]] = {}
+    for host in hosts:
+        if host.spared:
+            spared.setdefault(host.spared, []).append(host.name)
+    for because, names in spared.items():
+        first = "the run was stopped" if because == "the interrupt" else f"{escape(because)} failed in an earlier wave"
+        yield f"{escape(_named(tuple(names), len(hosts)))}: not touched, since {first}."
 
 
 def _interrupted(result: Result) -> Iterator[str]:
@@ -145,7 +152,9 @@ def _interrupted(result: Result) -> Iterator[str]:
     yield f"[yellow]Interrupted after {_time(result.seconds)}.[/]"
     for host, (stage, task) in result.running.items():
         yield f"  {escape(host)} was in {stage}: {escape(task)}"
-    yield "  What had started on a host runs to its end there. Run the same command again to go on."
+    if result.running:
+        yield "  What had started on a host runs to its end there; the next run waits for it."
+    yield "  Go on where it stands:  provision resume"
 
 
 def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:

@@ -1,26 +1,28 @@
-"""One run: lock, journal, reach, Ansible, result."""
+"""One run: lock, journal, what stands, Ansible wave by wave for what does not, what stands then, result."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
-import yaml
-
+from provision.converge.handover import write_source, write_variables
+from provision.converge.history import taken_over
 from provision.converge.journal import Event, Journal
 from provision.converge.lock import locked
 from provision.converge.recorder import Recorder
 from provision.converge.result import Failure, Result
 from provision.converge.runner import Playbook, run_playbook
+from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
+from provision.converge.standing import Standing, stand
 from provision.inventory import Fleet, Host, select
-from provision.ssh import reach
 
 T = TypeVar("T")
 MOST_FORKS = 64  # each is a process of some 60 MB on the controller
+ROUNDS = 3  # what a stage makes another one lose is made good in the next round; more than that is a defect
 
 
 def bootstrap(
@@ -29,34 +31,48 @@ def bootstrap(
     limit: str | None = None,
     stages: Iterable[str] = (),
     check: bool = False,
+    full: bool = False,
     forks: int | None = None,
     verbosity: int = 0,
+    resumes: str | None = None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_text: Callable[[str], None] = lambda _text: None,
 ) -> Result:
     """Bring the fleet's hosts to what the inventory says; in check mode only say what would change.
 
-    `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises UsageError for a limit or stage
-    that does not exist, and LockedError while another run changes the same inventory.
+    Stages that provably stand on a host are not visited there, unless `full` asks for all. `resumes` is the id of an
+    earlier run, for the journal. `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises
+    UsageError for a limit or stage that does not exist, and LockedError while another run changes the same hosts.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
-    facts = _facts(fleet, hosts, chosen, check)
-    with nullcontext() if check else locked(fleet.path), Journal({**facts, "limit": limit}) as journal:
+    facts = _facts(fleet, hosts, chosen, check, full)
+    lab = len(fleet.sources) > 1
+    asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
+    with nullcontext() if check else locked(fleet.path) as lock, _journal(fleet, {**facts, **asked}) as journal:
         emit = _both(journal.event, on_event)
-        recorder = Recorder([host.name for host in hosts], ("reach", *chosen), journal.id, emit)
+        recorder = Recorder([host.name for host in hosts], ("reach", *chosen, "verify"), journal.id, emit)
         recorder.send("run_started", **facts)
-        run = _Run(fleet, hosts, chosen, recorder, journal)
-        return run.go(check, forks or min(MOST_FORKS, len(hosts)), verbosity, _both(journal.text, on_text))
+        if lock:
+            lock.name(journal.id)
+            if lock.took_over:
+                recorder.send("lock_taken_over", **taken_over(lock.took_over))
+        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity)
+        return _Run(fleet, hosts, chosen, how, recorder, journal, _both(journal.text, on_text)).go()
 
 
-def _facts(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bool) -> dict[str, object]:
+def _facts(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bool, full: bool) -> dict[str, object]:
     return {
         "inventory": str(fleet.path.resolve()),
         "hosts": [host.name for host in hosts],
         "stages": list(stages),
         "check": check,
+        "full": full,
         "stack": {name: value for name, value in vars(fleet.stack).items() if name != "path" and value},
     }
+
+
+def _journal(fleet: Fleet, facts: Mapping[str, object]) -> Journal:
+    return Journal(facts, secret_values(fleet))
 
 
 def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
@@ -67,62 +83,154 @@ def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[
     return call
 
 
+@dataclass(frozen=True)
+class _How:
+    check: bool
+    full: bool
+    forks: int
+    verbosity: int
+
+
 class _Run:
     def __init__(
-        self, fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], recorder: Recorder, journal: Journal
+        self,
+        fleet: Fleet,
+        hosts: Sequence[Host],
+        stages: Sequence[str],
+        how: _How,
+        recorder: Recorder,
+        journal: Journal,
+        on_text: Callable[[str], None],
     ) -> None:
-        self.fleet, self.hosts, self.stages = fleet, hosts, stages
-        self.recorder, self.journal = recorder, journal
+        self.fleet, self.hosts, self.stages, self.how = fleet, hosts, stages, how
+        self.recorder, self.journal, self.on_text = recorder, journal, on_text
+        self.interrupted = False
+        self.waves = 0
 
-    def go(self, check: bool, forks: int, verbosity: int, on_text: Callable[[str], None]) -> Result:
+    def go(self) -> Result:
+        """Look, change what does not stand, look again; until all stands, or it is clear that it will not."""
         start = time.monotonic()
-        interrupted = False
-        self.reach()
-        left_out = [name for name, host in self.recorder.hosts.items() if host.failure]
-        if len(left_out) < len(self.hosts):
-            playbook = Playbook(
-                sources=[*self.fleet.sources, self._source(left_out)],
-                hosts=[host.name for host in self.hosts],
-                stages=self.stages,
-                variables=self.fleet.stack.path,
-                check=check,
-                forks=forks,
-                verbosity=verbosity,
-            )
-            scratch = self.journal.directory / "runner"
-            code, interrupted = run_playbook(playbook, scratch, self.recorder.runner_event, on_text)
-            self.recorder.end(0 if interrupted else code)
-        return self._result(check, interrupted, time.monotonic() - start)
+        standing = self.look("reach", self.hosts, full=self.how.full)
+        for _ in range(ROUNDS):
+            if not standing.visits:
+                break
+            if not self.change(standing) or self.how.check:
+                break
+            standing = self.look("verify", self._changed(standing))
+        else:
+            self._give_up(standing)
+        return self._result(time.monotonic() - start)
 
-    def reach(self) -> None:
-        self.recorder.begin("reach")
-        for found in reach(self.hosts):
-            if trouble := found.trouble:
-                failure = Failure("reach", trouble.kind, trouble.message, trouble.hint, trouble.unreachable)
-                self.recorder.refuse(found.host, failure)
+    def look(self, stage: str, hosts: Sequence[Host], full: bool = False) -> Standing:
+        """Ask hosts what stands; those that cannot be asked are refused, which the next waves then know."""
+        self.recorder.begin(stage)
+        standing = stand(self.fleet, hosts, self.stages, full=full, who=False)
+        for told in standing.receipts.values():
+            if told.trouble:
+                trouble = told.trouble
+                failure = Failure(stage, trouble.kind, trouble.message, trouble.hint, trouble.unreachable)
+                self.recorder.refuse(told.host, failure)
         self.recorder.finish_stage()
+        for name, own in standing.visits.items():
+            self.recorder.hosts[name].visited += own
+        standing = self._possible(standing)
+        visits = {name: {visit.stage: visit.why for visit in own} for name, own in standing.visits.items()}
+        waves = [list(wave) for wave in standing.waves]
+        self.recorder.send("verified", hosts=[host.name for host in hosts], visits=visits, waves=waves)
+        return standing
 
-    def _source(self, left_out: Sequence[str]) -> Path:
-        """One more inventory source: it tells the plays each host's replica, and which hosts to treat as failed."""
-        path = self.journal.directory / "run.yml"
-        replicas = {host.name: replica.name for replica in self.fleet.replicas for host in replica.hosts}
-        tree = {
-            "all": {"hosts": {name: {"provision_replica": replica} for name, replica in replicas.items()}},
-            "unreached": {"hosts": dict.fromkeys(left_out)},
+    def change(self, standing: Standing) -> bool:
+        """Run what is to be visited, wave by wave; false if something stopped it."""
+        waves = [tuple(standing.visits)] if self.how.check else standing.waves
+        for hosts in waves:
+            self.waves += 1
+            self.recorder.send("wave_started", wave=self.waves, hosts=list(hosts))
+            visits = {name: standing.visited(name) for name in hosts}
+            code = self._play(standing, visits)
+            failed = any(self.recorder.hosts[name].failure for name in hosts)
+            if self.interrupted or self.recorder.error or (failed and hosts != waves[-1]):
+                self._stop_before(waves[waves.index(hosts) + 1 :])
+                return False
+            if code and not failed:
+                return False
+        return True
+
+    def _play(self, standing: Standing, visits: Mapping[str, Sequence[str]]) -> int:
+        left_out = [name for name, host in self.recorder.hosts.items() if host.failure]
+        stages = [stage for stage in self.stages if any(stage in own for own in visits.values())]
+        directory = self.journal.directory
+        source, variables = directory / "run.yml", directory / "variables.json"
+        write_source(source, self.fleet, visits, standing.inputs, left_out)
+        write_variables(variables, self.journal.id, stages)
+        playbook = Playbook(
+            sources=[*self.fleet.sources, source],
+            hosts=[*visits, *left_out],
+            stages=stages,
+            variables=[self.fleet.stack.path, variables],
+            check=self.how.check,
+            forks=self.how.forks,
+            verbosity=self.how.verbosity,
+        )
+        runner = self.recorder.runner_event
+        code, self.interrupted = run_playbook(playbook, directory / "runner", runner, self.on_text, self._stopping)
+        self.recorder.end(0 if self.interrupted else code)
+        return code
+
+    def _stopping(self) -> None:
+        running = {host: {"stage": stage, "task": task} for host, (stage, task) in self.recorder.running.items()}
+        self.recorder.send("stopping", running=running)
+
+    def _stop_before(self, waves: Sequence[Sequence[str]]) -> None:
+        """The waves that a failure or an interrupt leaves out: their hosts are as they were."""
+        because = next((name for name, host in self.recorder.hosts.items() if host.failure), None)
+        for name in (name for wave in waves for name in wave):
+            self.recorder.hosts[name].spared = because or "the interrupt"
+
+    def _changed(self, standing: Standing) -> list[Host]:
+        """The hosts to look at again: those that were visited and did not fail."""
+        fine = {name for name in standing.visits if not self.recorder.hosts[name].failure}
+        return [host for host in self.hosts if host.name in fine]
+
+    def _possible(self, standing: Standing) -> Standing:
+        """Without the stages that need a whole replica, where a host of it has failed."""
+        broken = {name for name, host in self.recorder.hosts.items() if host.failure}
+        lame = {
+            host.name
+            for replica in self.fleet.replicas
+            if broken & {member.name for member in replica.hosts}
+            for host in replica.hosts
         }
-        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        return path
+        if not lame:
+            return standing
+        visits = {
+            name: tuple(visit for visit in own if name not in lame or visit.stage not in REPLICA_STAGES)
+            for name, own in standing.visits.items()
+            if name not in broken
+        }
+        visits = {name: own for name, own in visits.items() if own}
+        waves = tuple(tuple(name for name in wave if name in visits) for wave in standing.waves)
+        return Standing(standing.receipts, standing.inputs, visits, tuple(wave for wave in waves if wave))
 
-    def _result(self, check: bool, interrupted: bool, seconds: float) -> Result:
+    def _give_up(self, standing: Standing) -> None:
+        """What still does not stand after all rounds has failed: a host that never comes to rest is not converged."""
+        for name, visits in standing.visits.items():
+            visit = visits[0]
+            message = (
+                f"{visit.stage} does not hold: {visit.why}, again after {ROUNDS} attempts. Something on the host "
+                "undoes it; provision drift says what and, where the host knows, who."
+            )
+            self.recorder.hosts[name].failure = Failure(visit.stage, "verify", message)
+
+    def _result(self, seconds: float) -> Result:
         self._hold_back()
         result = Result(
             run=self.journal.id,
             directory=self.journal.directory,
             log=self.journal.log,
-            check=check,
+            check=self.how.check,
             hosts=self.recorder.hosts,
             seconds=round(seconds, 1),
-            interrupted=interrupted,
+            interrupted=self.interrupted,
             running=self.recorder.running,
             error=self.recorder.error,
         )
@@ -146,12 +254,13 @@ class _Run:
 
     def _hold_back(self) -> None:
         """Say which stages a host was spared because another of its replica had failed before them."""
-        order = ("reach", *self.stages)
+        order = ("reach", *self.stages, "verify")
         for replica in self.fleet.replicas:
             members = [self.recorder.hosts[host.name] for host in replica.hosts if host.name in self.recorder.hosts]
             broken = [(order.index(host.failure.stage), host.name) for host in members if host.failure]
             for host in members if broken else ():
                 if not host.failure:
                     first, because = min(broken)
-                    host.held_back = tuple(stage for stage in order[first + 1 :] if stage in REPLICA_STAGES)
-                    host.because = because
+                    visited = {visit.stage for visit in host.visited}
+                    held = (stage for stage in order[first + 1 :] if stage in REPLICA_STAGES and stage in visited)
+                    host.held_back, host.because = tuple(held), because

@@ -32,6 +32,8 @@ def environment(root: Path) -> dict[str, str]:
     roles = sorted(path for path in (root / "roles").iterdir() if path.is_dir())
     found = {
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(control_directory()),
+        "ANSIBLE_CALLBACK_PLUGINS": _added("ANSIBLE_CALLBACK_PLUGINS", str(root / "playbooks/callbacks"), os.pathsep),
+        "ANSIBLE_CALLBACKS_ENABLED": _added("ANSIBLE_CALLBACKS_ENABLED", "stop_between_tasks", ","),
         "ANSIBLE_ROLES_PATH": str(root / "roles"),
         "ANSIBLE_LIBRARY": _paths(path / "library" for path in roles),
         "ANSIBLE_MODULE_UTILS": _paths(path / "module_utils" for path in roles),
@@ -46,3 +48,8 @@ def environment(root: Path) -> dict[str, str]:
 
 def _paths(paths: Iterable[Path]) -> str:
     return os.pathsep.join(str(path) for path in paths if path.is_dir())
+
+
+def _added(variable: str, ours: str, separator: str) -> str:
+    """What the user's environment has in a list, and ours."""
+    return separator.join(filter(None, [ours, os.environ.get(variable)]))

@@ -32,6 +32,7 @@ class Recorder:
         self._stage: str | None = None
         self._stage_start = 0.0
         self._complaint = ""
+        self._fresh: list[Failure] = []  # of the playbook that runs now
 
     def send(self, kind: str, /, **fields: object) -> None:
         """Emit one event."""
@@ -74,7 +75,7 @@ class Recorder:
         self._stage = None
 
     def end(self, code: int) -> None:
-        """Ansible ended, with its own exit code; one that no host accounts for is an error of the run."""
+        """A playbook ended, with Ansible's own exit code; one that no host accounts for is an error of the run."""
         self.finish_stage()
         if code and not any(host.failure for host in self.hosts.values()):
             reason = self._complaint.strip().replace("[ERROR]: ", "")
@@ -92,7 +93,9 @@ class Recorder:
         # What is secret comes without its result; the first word of Ansible's text still tells whether it changed.
         if outcome == "ok" and result.get("changed", text.lstrip().startswith("changed:")):
             outcome = "changed"
-        change = Change(stage, task, translate.actions(result), translate.differences(result))
+        said = translate.actions(result)
+        effects = translate.effects(result)
+        change = Change(stage, task, said, translate.differences(result), effects or self._effects(data, said))
         message = translate.message(result) if outcome in ("failed", "unreachable") else None
         if outcome == "changed":
             host.changes.append(change)
@@ -101,6 +104,7 @@ class Recorder:
             self.send("model_answered", host=host.name, tokens=host.answer.tokens, latency_ms=host.answer.milliseconds)
         if message is not None:
             host.failure = Failure(stage, task, message, unreachable=outcome == "unreachable")
+            self._fresh.append(host.failure)
         self.send(
             "task_finished",
             host=host.name,
@@ -109,17 +113,22 @@ class Recorder:
             status=outcome,
             seconds=round(float(data.get("duration") or 0), 3),
             actions=list(change.actions) if outcome == "changed" else [],
+            effects=list(change.effects) if outcome == "changed" else [],
             changes=[vars(difference) for difference in change.differences] if outcome == "changed" else [],
             message=message,
         )
 
+    @staticmethod
+    def _effects(data: Mapping[str, Any], actions: tuple[str, ...]) -> tuple[str, ...]:
+        """Of a task of Ansible's own: a reboot is one, all else disturbs no one."""
+        is_reboot = str(data.get("task_action", "")).rpartition(".")[2] == "reboot"
+        return ("reboot" if is_reboot else "none",) * max(1, len(actions))
+
     def _stats(self, data: Mapping[str, Any]) -> None:
         names = {"ok": "ok", "changed": "changed", "failures": "failed", "skipped": "skipped", "dark": "unreachable"}
         for host in self.hosts.values():
-            host.counts = {ours: int((data.get(theirs) or {}).get(host.name, 0)) for theirs, ours in names.items()}
-            if (
-                host.failure
-                and host.failure.stage != "reach"
-                and not (host.counts["failed"] or host.counts["unreachable"])
-            ):
+            counts = {ours: int((data.get(theirs) or {}).get(host.name, 0)) for theirs, ours in names.items()}
+            host.counts = {name: host.counts.get(name, 0) + count for name, count in counts.items()}
+            if host.failure in self._fresh and not (counts["failed"] or counts["unreachable"]):
                 host.failure = None  # it failed inside a block that rescued it
+        self._fresh.clear()

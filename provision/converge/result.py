@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from provision import exits
+from provision.converge.standing import Visit
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """One task that changed a host, or in check mode would: as sentences of the module, and as differences."""
+    """One task that changed a host, or in check mode would: as sentences of the module, and as differences.
+
+    `effects` says of each action what it takes besides: `none`, `reload`, `restart`, `gpu_reset` or `reboot`.
+    """
 
     stage: str
     task: str
     actions: tuple[str, ...]
     differences: tuple[Difference, ...]
+    effects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,15 @@ class Answer:
 
 @dataclass
 class HostResult:
-    """One host of a run. `held_back` names the stages left out because of `because`, a host of the same replica."""
+    """One host of a run.
+
+    `visited` are the stages that did not stand, and why. `held_back` names those left out because of `because`, a host
+    of the same replica; `spared` the host whose failure, in an earlier wave, kept the run from this one.
+    """
 
     name: str
+    visited: tuple[Visit, ...] = ()
+    spared: str | None = None
     changes: list[Change] = field(default_factory=list)
     failure: Failure | None = None
     held_back: tuple[str, ...] = ()
@@ -63,7 +74,7 @@ class HostResult:
         """`unreachable`, `failed`, `held_back`, `changed` or `ok`: the first that applies."""
         if self.failure:
             return "unreachable" if self.failure.unreachable else "failed"
-        if self.held_back:
+        if self.held_back or self.spared:
             return "held_back"
         return "changed" if self.changes else "ok"
 

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,29 +20,26 @@ import ansible_runner
 from provision.content import content_root
 from provision.converge.environment import environment
 
-PATIENCE = 5.0  # seconds that Ansible has to end its workers after the first Ctrl-C
-
 
 @dataclass(frozen=True)
 class Playbook:
-    """What to run: `hosts` by name, `stages` as tags, `variables` a file of extra variables."""
+    """What to run: `hosts` by name, `stages` as tags, `variables` files of extra variables, the last one wins."""
 
     sources: Sequence[Path]
     hosts: Sequence[str]
     stages: Sequence[str]
-    variables: Path
+    variables: Sequence[Path]
     check: bool
     forks: int
     verbosity: int
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM while Ansible runs: the first stops it in order, the second at once."""
+    """Ctrl-C and SIGTERM while Ansible runs: after the first it finishes the tasks at hand, the second stops it."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Path, on_stop: Callable[[], None]) -> None:
         self.asked = 0
-        self.pid: int | None = None
-        self._since = 0.0
+        self._stop, self._on_stop = stop, on_stop
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """The signal's handler."""
@@ -51,26 +47,29 @@ class Interrupt:
 
     def must_kill(self) -> bool:
         """Asked by ansible-runner several times a second: True makes it kill Ansible."""
-        if self.asked and not self._since:
-            self._since = time.monotonic()
-            if self.pid:
-                os.kill(self.pid, signal.SIGINT)
-        return self.asked > 1 or bool(self._since and time.monotonic() - self._since > PATIENCE)
+        if self.asked and not self._stop.exists():
+            self._stop.touch()
+            self._on_stop()
+        return self.asked > 1
 
 
 def run_playbook(
-    playbook: Playbook, scratch: Path, on_event: Callable[[dict[str, Any]], None], on_text: Callable[[str], None]
+    playbook: Playbook,
+    scratch: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    on_text: Callable[[str], None],
+    on_stop: Callable[[], None] = lambda: None,
 ) -> tuple[int, bool]:
     """Run bootstrap.yml; `scratch` is made, used for what ansible-runner keeps on disk, and removed.
 
-    Returns Ansible's own exit code, and whether a signal ended the run.
+    `on_stop` is called once, when a first signal has asked for an end. Returns Ansible's own exit code, and whether a
+    signal ended the run.
     """
-    interrupt = Interrupt()
+    interrupt = Interrupt(scratch / "stop", on_stop)
 
     def handle(event: dict[str, Any]) -> bool:
         if event.get("stdout"):
             on_text(str(event["stdout"]))
-        interrupt.pid = event.get("pid", interrupt.pid)
         on_event(event)
         return False  # ansible-runner need not keep a copy of the event
 
@@ -102,14 +101,15 @@ def _settings(playbook: Playbook, scratch: Path) -> dict[str, object]:
         "inventory": [str(path) for path in playbook.sources],
         "limit": f"@{scratch / 'hosts'}",
         "cmdline": _arguments(playbook),
-        "envvars": environment(root),
+        "envvars": {**environment(root), "PROVISION_STOP": str(scratch / "stop")},
         "suppress_env_files": True,
         "quiet": True,
     }
 
 
 def _arguments(playbook: Playbook) -> str:
-    arguments = ["--forks", str(playbook.forks), "--tags", ",".join(playbook.stages), "-e", f"@{playbook.variables}"]
+    arguments = ["--forks", str(playbook.forks), "--tags", ",".join(playbook.stages)]
+    arguments += [word for path in playbook.variables for word in ("-e", f"@{path}")]
     arguments += ["--check"] if playbook.check else []
     # Differences are always asked for: the summary is made of them. Whether they are shown in full is the caller's.
     arguments += ["--diff"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from provision.converge.inputs import Inputs, inputs_of
 from provision.converge.stages import DISRUPTIVE, FOLLOWERS, REPLICA_STAGES
-from provision.drift import HostReceipts, StageReceipt
+from provision.drift import HostReceipts, StageReceipt, verify
 from provision.inventory import Fleet, Host
 
 HARMLESS = {"none", "reload"}
@@ -56,8 +56,6 @@ def stand(
     on_host: Callable[[HostReceipts], None] = lambda _told: None,
 ) -> Standing:
     """Ask every host once, all at once, and decide. Hosts that cannot be asked have no visits and are in no wave."""
-    from provision.drift.survey import verify  # noqa: PLC0415
-
     told = {receipts.host: receipts for receipts in verify(hosts, stages, who=who, on_host=on_host)}
     return decide(fleet, told, inputs_of(fleet), stages, full=full)
 
@@ -91,7 +89,9 @@ def _visit(host: HostReceipts, stage: str, wanted: Mapping[str, str], full: bool
 
 
 def _judged(stage: str, receipt: StageReceipt, wanted: Mapping[str, str]) -> Visit | None:
-    changed = tuple(sorted(name for name in wanted | receipt.inputs if wanted.get(name) != receipt.inputs.get(name)))
+    changed = tuple(
+        sorted(name for name in {**wanted, **receipt.inputs} if wanted.get(name) != receipt.inputs.get(name))
+    )
     if changed:
         variables = tuple(name for name in changed if name != "code")
         kind = "inputs" if variables else "code"

@@ -29,6 +29,11 @@ def actions(result: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(action) for item in _items(result) for action in item.get("actions") or ())
 
 
+def effects(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What each of the actions takes besides, in the same order."""
+    return tuple(str(effect) for item in _items(result) for effect in item.get("effects") or ())
+
+
 def message(result: Mapping[str, Any]) -> str:
     """Why a task failed: the module's own words, with the last lines of a program's output where it ran one."""
     if "censored" in result and not result.get("msg"):

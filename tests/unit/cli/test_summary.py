@@ -117,8 +117,15 @@ def test_failures_say_what_and_what_next(told, tmp_path):
 
 def test_an_interrupt_says_where_it_stands(told):
     lines = told(HostResult("n1"), interrupted=True, running={"n1": ("driver", "Install the driver")})
-    assert lines[:3] == [
+    assert lines[:4] == [
         "Interrupted after 1.2 s.",
         "  n1 was in driver: Install the driver",
-        "  What had started on a host runs to its end there. Run the same command again to go on.",
+        "  What had started on a host runs to its end there; the next run waits for it.",
+        "  Go on where it stands:  provision resume",
     ]
+
+
+def test_hosts_of_later_waves_are_said_to_be_as_they_were(told):
+    broken = HostResult("n1", failure=Failure("driver", "Install the driver", "No such version."))
+    lines = told(broken, HostResult("n2", spared="n1"), HostResult("n3", spared="n1"))
+    assert lines[1] == "n2, n3: not touched, since n1 failed in an earlier wave."

@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
 import jsonschema
@@ -65,7 +66,7 @@ def test_a_run_that_fails_on_one_host(content, inventory, state, tmp_path, monke
     kept = files_of(result)
     assert [json.loads(line) for line in kept["events.jsonl"].splitlines()] == events
     assert json.loads(kept["run.json"])["exit_code"] == exits.FAILED
-    assert sorted(kept) == ["ansible.log", "events.jsonl", "run.json", "run.yml"]
+    assert sorted(kept) == ["ansible.log", "events.jsonl", "provision-verify", "run.json", "run.yml", "variables.json"]
     assert SECRET not in "".join(kept.values())
     assert not leaked
     assert "True" in kept["ansible.log"]
@@ -87,6 +88,75 @@ def test_nothing_to_do(content, inventory, state):
     assert result.hosts["n3"].status == "ok"
 
 
+def test_what_stands_is_not_visited(content, inventory, state, tmp_path, looks):
+    content(host=[touch(tmp_path / "made")])
+    looks.script = [{}]
+    result = bootstrap(load_fleet(inventory))
+    assert result.exit_code == exits.OK
+    assert not list(tmp_path.glob("made*"))
+    assert looks.asked == [("n1", "n2", "n3")]
+    assert not result.log.read_text()  # Ansible did not run
+
+
+def test_only_what_does_not_stand_is_visited(content, inventory, state, tmp_path, looks):
+    content(host=[touch(tmp_path / "host")], swap=[touch(tmp_path / "swap")])
+    looks.script = [{"n1": ("host",), "n3": ("host", "swap")}]
+    result = bootstrap(load_fleet(inventory))
+    assert result.exit_code == exits.OK
+    assert sorted(path.name for path in tmp_path.glob("*-n?")) == ["host-n1", "host-n3", "swap-n3"]
+    assert looks.asked[1] == ("n1", "n3")
+
+
+def test_what_fell_is_visited_in_the_next_round(content, inventory, state, tmp_path, looks):
+    content(host=[touch(tmp_path / "host")], swap=[touch(tmp_path / "swap")])
+    looks.script = [{"n3": ("host",)}, {"n3": ("swap",)}]
+    assert bootstrap(load_fleet(inventory)).exit_code == exits.OK
+    assert sorted(path.name for path in tmp_path.glob("*-n?")) == ["host-n3", "swap-n3"]
+    assert len(looks.asked) == 3
+
+
+def test_what_never_comes_to_rest_has_failed(content, inventory, state, looks):
+    content()
+    looks.script = [{"n3": ("host",)}] * 4
+    result = bootstrap(load_fleet(inventory))
+    assert result.exit_code == exits.FAILED
+    assert "host does not hold" in result.hosts["n3"].failure.message
+
+
+def test_a_failed_wave_spares_the_next(content, inventory, state, tmp_path, looks):
+    content(host=[FAIL_ON_N1, touch(tmp_path / "made")])
+    looks.waves = [("n1", "n2"), ("n3",)]
+    events = []
+    result = bootstrap(load_fleet(inventory), on_event=events.append)
+    assert result.exit_code == exits.FAILED
+    assert [event["hosts"] for event in events if event["type"] == "wave_started"] == [["n1", "n2"]]
+    assert result.hosts["n3"].spared == "n1"
+    assert result.hosts["n3"].status == "held_back"
+    assert not list(tmp_path.glob("made-n3"))
+    for event in events:
+        jsonschema.validate(event, SCHEMA)
+
+
+def test_waves_go_one_after_another(content, inventory, state, looks):
+    content(host=[{"name": "Nothing", "ansible.builtin.debug": {"msg": "here"}}])
+    looks.waves = [("n3",), ("n1", "n2")]
+    events = []
+    result = bootstrap(load_fleet(inventory), stages=["host"], on_event=events.append)
+    assert result.exit_code == exits.OK
+    order = [event["host"] for event in events if event["type"] == "task_finished" and event["task"] == "Nothing"]
+    assert order[0] == "n3"
+    assert set(order[1:]) == {"n1", "n2"}
+
+
+def test_checking_is_one_pass_whatever_the_waves(content, inventory, state, looks):
+    content()
+    looks.waves = [("n3",), ("n1", "n2")]
+    events = []
+    bootstrap(load_fleet(inventory), check=True, on_event=events.append)
+    assert [event["hosts"] for event in events if event["type"] == "wave_started"] == [["n1", "n2", "n3"]]
+    assert len(looks.asked) == 1
+
+
 def test_a_playbook_that_ansible_rejects_is_an_error_of_the_run(content, inventory, state):
     content(host=[{"name": "Nonsense", "ansible.builtin.no_such_module": {}}])
     result = bootstrap(load_fleet(inventory), limit="n3")
@@ -94,10 +164,41 @@ def test_a_playbook_that_ansible_rejects_is_an_error_of_the_run(content, invento
     assert "no_such_module" in (result.error or "")
 
 
-def test_ctrl_c_stops_and_says_where(content, inventory, state, tmp_path):
-    nap = {"name": "Nap", "ansible.builtin.command": "sleep 20"}
-    content(host=[nap], swap=[touch(tmp_path / "late")])
-    threading.Timer(4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+def interrupt(path: Path, times: int) -> None:
+    """Send Ctrl-C to this process once the file is there, and again a second later."""
+
+    def wait() -> None:
+        while not path.exists():
+            time.sleep(0.05)
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def nap(path: Path, seconds: int) -> dict[str, object]:
+    return {"name": "Nap", "ansible.builtin.shell": f"touch {path}; sleep {seconds}; touch {path}.done"}
+
+
+def test_ctrl_c_finishes_the_task_and_stops(content, inventory, state, tmp_path):
+    content(host=[nap(tmp_path / "nap", 4), touch(tmp_path / "late")], swap=[touch(tmp_path / "later")])
+    interrupt(tmp_path / "nap", 1)
+    events = []
+    result = bootstrap(load_fleet(inventory), limit="n3", on_event=events.append)
+    assert result.exit_code == exits.INTERRUPTED
+    assert (tmp_path / "nap.done").exists()
+    assert result.running == {}
+    assert not list(tmp_path.glob("late*"))
+    (stopping,) = [event for event in events if event["type"] == "stopping"]
+    assert stopping["running"] == {"n3": {"stage": "host", "task": "Nap"}}
+    for event in events:
+        jsonschema.validate(event, SCHEMA)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_where(content, inventory, state, tmp_path):
+    content(host=[nap(tmp_path / "nap", 20)], swap=[touch(tmp_path / "late")])
+    interrupt(tmp_path / "nap", 2)
     result = bootstrap(load_fleet(inventory), limit="n3")
     assert result.exit_code == exits.INTERRUPTED
     assert result.seconds < 15

@@ -1,0 +1,45 @@
+"""What a run tells the playbooks, beside the user's inventory: two files in the run's directory.
+
+`run.yml`, an inventory source (its text is JSON, which reads faster): each host's replica and inputs, the hosts that
+are left out, and for each stage a group of the hosts that it is to visit. `variables.json`: the run's id, where the
+verifier lies that hosts get, and for each stage's play the group that it takes for its hosts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from provision.converge.inputs import Inputs
+from provision.drift import verifier_text
+from provision.inventory import Fleet
+
+
+def write_source(
+    path: Path, fleet: Fleet, visits: Mapping[str, Sequence[str]], inputs: Inputs, left_out: Collection[str]
+) -> None:
+    """Write `run.yml`: `visits` are stages by host; hosts left out stand in every group, as those that others lack."""
+    hosts = {
+        host.name: {
+            "provision_replica": replica.name,
+            "provision_inputs": {stage: inputs[host.name][stage] for stage in visits.get(host.name, ())},
+        }
+        for replica in fleet.replicas
+        for host in replica.hosts
+    }
+    groups = {
+        f"visit_{stage}": {"hosts": dict.fromkeys([*(n for n, own in visits.items() if stage in own), *left_out])}
+        for stage in dict.fromkeys(stage for own in visits.values() for stage in own)
+    }
+    tree = {"all": {"hosts": hosts}, "unreached": {"hosts": dict.fromkeys(left_out)}, **groups}
+    path.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def write_variables(path: Path, run: str, stages: Sequence[str]) -> None:
+    """Write `variables.json`, and beside it the verifier that the stage drift installs."""
+    verifier = path.parent / "provision-verify"
+    verifier.write_text(verifier_text(), encoding="utf-8")
+    groups = {f"provision_hosts_{stage}": f"visit_{stage}" for stage in stages}
+    variables = {"provision_run": run, "provision_verifier_file": str(verifier), **groups}
+    path.write_text(json.dumps(variables), encoding="utf-8")
