@@ -1,5 +1,5 @@
 # Each target does all of its own set-up. Run as root on Debian 12 or later: the simulated fleet boots real systemd hosts.
-.PHONY: help setup demo test lint types unit unit-newest fleet clean bench-first-light picture
+.PHONY: help setup demo test lint types unit unit-newest fleet crash test-crash clean bench-first-light picture
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
@@ -28,6 +28,12 @@ unit-newest: setup ## unit tests on the newest Python found, with the newest ans
 
 fleet: setup ## the whole chain on the simulated fleet, from the built wheel
 	$(BIN)/pytest -v -p no:cacheprovider tests/fleet
+
+crash: setup ## a bounded part of the crash suite: changed stages, CRASH_BUDGET seconds (300)
+	$(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
+
+test-crash: setup ## the whole crash suite: every point, fault and drift; an hour or two. CRASH_SEED, CRASH_STAGES
+	CRASH_BUDGET=0 $(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
 
 bench-first-light: setup ## fresh clone to first answer, second run; the last line is JSON
 	$(BIN)/python benchmarks/first_light.py
