@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_apt import Package, hold_changes, install, installed, satisfies, services_left_alone
-from ansible.module_utils.provision_driver import fetch_key, loaded_version, repository_text
+from ansible.module_utils.provision_apt import Package, hold_changes, install, installed, lost_dependencies, satisfies
+from ansible.module_utils.provision_driver import fetch_key, is_nvidias, loaded_version, repository_text
 from ansible.module_utils.provision_host import Change, HostError, converge, file_change, read_text, run
+from ansible.module_utils.provision_transient import after
 
 DOCUMENTATION = r"""
 module: nvidia_driver
@@ -20,7 +21,8 @@ short_description: Converges NVIDIA's driver to one exact version
 description:
   - Adds the repository, pins and installs the packages in exactly the version asked for (up or down), together with
     every package of the driver that is installed in another version, holds all of them, and loads the kernel module if
-    none is loaded.
+    none is loaded. The installation is the transient unit C(provision-driver), which an interrupted run leaves at work
+    and the next waits for.
   - A kernel module of another version that is loaded already can only be replaced by a reboot. Then, unless
     O(reboot_allowed), the module stops before it changes anything, so that a running server keeps a driver whose parts
     fit each other. It never reboots by itself.
@@ -118,6 +120,7 @@ reboot_reason:
 KEYRING = "/etc/apt/keyrings/provision-nvidia.asc"
 PREFERENCES = "/etc/apt/preferences.d/provision-nvidia"
 SOURCES = "/etc/apt/sources.list.d/provision-nvidia.sources"
+UNIT = "provision-driver"
 
 
 def drivers_own(present: dict[str, Package], family: list[str]) -> dict[str, Package]:
@@ -136,13 +139,17 @@ def wanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> dict
     names = {**dict.fromkeys(wanted["packages"], exact), **dict.fromkeys(drivers_own(present, wanted["family"]), exact)}
     if wanted["kernel_headers"]:
         names[f"linux-headers-{os.uname().release}"] = ""
+    for name in lost_dependencies(names, present):
+        names[name] = exact if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted["family"]) else ""
     return {name: version for name, version in names.items() if not satisfies(present.get(name), version)}
 
 
 def plan_repository(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
     """The key, the source of the packages, and the pin: they exist in one version on this host, up or down."""
     url, text = repository_text(wanted["url"], wanted["suite"], wanted["components"], KEYRING)
-    key = wanted["key"] or read_text(KEYRING) or ("(NVIDIA's key)\n" if check_mode else fetch_key(url))
+    there = read_text(KEYRING) or ""
+    known = there if is_nvidias(there) else ""
+    key = wanted["key"] or known or ("(NVIDIA's key)\n" if check_mode else fetch_key(url))
     yield from file_change(KEYRING, key)
     yield from file_change(SOURCES, text)
     names = " ".join(wanted["family"])
@@ -152,8 +159,7 @@ def plan_repository(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change
 
 def install_quietly(missing: dict[str, str], lock_timeout_s: int) -> None:
     """Install, and start nothing: Fabric Manager without the kernel module would only fail."""
-    with services_left_alone():
-        install(missing, lock_timeout_s, "--allow-downgrades", "--allow-change-held-packages")
+    install(missing, lock_timeout_s, UNIT, ("--allow-downgrades", "--allow-change-held-packages"), alone=True)
 
 
 def plan_packages(wanted: dict[str, Any]) -> Iterator[Change]:
@@ -169,9 +175,10 @@ def plan_packages(wanted: dict[str, Any]) -> Iterator[Change]:
             "packages of the driver",
             "".join(f"{name}: {present[name].version if name in present else 'absent'}\n" for name in sorted(missing)),
             "".join(f"{name}: {version or 'installed'}\n" for name, version in sorted(missing.items())),
+            "reboot" if loaded_version() not in ("", wanted["version"]) else "none",
         )
-    # Holding what was just installed is part of it, whatever apt makes of an earlier hold: so both modes say the same.
-    present = {**installed(), **dict.fromkeys(missing, Package("000.0-", held=False))}
+        # Holding what was just installed is part of it, whatever apt makes of an earlier hold: both modes say the same.
+        present = {**installed(), **dict.fromkeys(missing, Package("000.0-", held=False))}
     free = [name for name, package in drivers_own(present, wanted["family"]).items() if not package.held]
     for change in hold_changes(sorted(free), held=True):
         change.action = f"Held the packages of driver {wanted['version']} against upgrades."
@@ -253,7 +260,11 @@ def main() -> None:
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     wanted, check_mode = module.params, module.check_mode
-    converge(module, lambda: plan(wanted, check_mode), lambda: facts(wanted, check_mode))
+    converge(
+        module,
+        lambda: after(UNIT, check_mode, lambda: plan(wanted, check_mode)),
+        lambda: facts(wanted, check_mode),
+    )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_apt import installed
 from ansible.module_utils.provision_driver import LibraryMismatchError, loaded_version, query_gpus
 from ansible.module_utils.provision_host import HostError
+from ansible.module_utils.provision_receipt import record_step
 
 DOCUMENTATION = r"""
 module: nvidia_ready
@@ -25,6 +27,10 @@ options:
     description: Whether the GPUs are joined by NVSwitches.
     type: bool
     required: true
+  gpus:
+    description: How many GPUs nvidia-smi must show; 0 for any number but none.
+    type: int
+    default: 0
   timeout:
     description: Seconds to wait for the fabric.
     type: int
@@ -44,6 +50,7 @@ EXAMPLES = r"""
   nvidia_ready:
     version: 580.126.20
     fabric: true
+    gpus: 8
 """
 
 RETURN = r"""
@@ -51,6 +58,10 @@ loaded:
   description: The version of the kernel module that is loaded, empty for none.
   returned: always
   type: str
+gpus:
+  description: How many GPUs nvidia-smi shows.
+  returned: always
+  type: int
 fabric:
   description: The state of the fabric of each GPU.
   returned: always
@@ -58,15 +69,16 @@ fabric:
   elements: str
 """
 
+READY = "Completed Success"
 
-def fabric_states(timeout_s: int) -> list[str]:
-    """The GPUs' fabric states, once all are joined or the time is over."""
+
+def fabric_states(fabric: bool, timeout_s: int) -> list[str]:
+    """The state of each GPU's fabric, once all are joined or the time is over; where there is none, GPUs are ready."""
+    fields = ["fabric.state", "fabric.status"] if fabric else ["index"]
     deadline = time.monotonic() + timeout_s
     while True:
-        states = [
-            f"{row['fabric.state']} {row['fabric.status']}" for row in query_gpus(["fabric.state", "fabric.status"])
-        ]
-        if all(state == "Completed Success" for state in states) or time.monotonic() > deadline:
+        states = [" ".join(row.values()) if fabric else READY for row in query_gpus(fields)]
+        if all(state == READY for state in states) or time.monotonic() > deadline:
             return states
         time.sleep(1)
 
@@ -74,7 +86,7 @@ def fabric_states(timeout_s: int) -> list[str]:
 def explain(states: list[str], version: str, timeout_s: int) -> str:
     """Why GPUs are not joined."""
     manager = installed().get("nvidia-fabricmanager")
-    late = ", ".join(f"GPU {index} {state}" for index, state in enumerate(states) if state != "Completed Success")
+    late = ", ".join(f"GPU {index} {state}" for index, state in enumerate(states) if state != READY)
     return (
         f"The fabric is not complete after {timeout_s} s ({late}), so CUDA would fail with error 802. Fabric Manager "
         f"is {manager.version if manager else 'not installed'}, the driver {version}; they must be the same. Look on "
@@ -82,40 +94,50 @@ def explain(states: list[str], version: str, timeout_s: int) -> str:
     )
 
 
-def look(version: str, fabric: bool, timeout_s: int, check_mode: bool) -> dict[str, object]:
+def expect(count: int, states: list[str], version: str) -> None:
+    """Refuse a host that has lost GPUs: nvidia-smi leaves out those that fell off the bus before it was loaded."""
+    if not states or len(states) < count:
+        raise HostError(
+            f"Driver {version} is loaded, but nvidia-smi shows {len(states) or 'no'} GPUs"
+            f"{f' of {count}' if count else ''}. Compare on the host with: lspci -d 10de:; journalctl -k -g 'NVRM|Xid'."
+            " A GPU that is missing may come back with a power cycle (not a mere reboot), or needs to be reseated."
+        )
+
+
+def look(params: dict[str, Any], check_mode: bool) -> dict[str, object]:
     """What runs; raises HostError where that is not enough."""
+    version, fabric, timeout_s = params["version"], params["fabric"], params["timeout"]
     loaded = loaded_version()
     if check_mode and loaded != version:
-        return {"loaded": loaded, "fabric": []}
+        return {"loaded": loaded, "gpus": 0, "fabric": []}
     if loaded != version:
         raise HostError(
             f"The loaded driver is {loaded or 'none'}, wanted is {version}. Look on the host at: dkms status"
         )
-    if not query_gpus(["index"]):
-        raise HostError(
-            f"Driver {version} is loaded, but nvidia-smi shows no GPU. Look at: journalctl -k -g 'NVRM|Xid'"
-        )
-    states = fabric_states(0 if check_mode else timeout_s) if fabric else []
-    if not check_mode and any(state != "Completed Success" for state in states):
+    states = fabric_states(fabric, 0 if check_mode else timeout_s)
+    expect(params["gpus"], states, version)
+    if not check_mode and any(state != READY for state in states):
         raise HostError(explain(states, version, timeout_s))
-    return {"loaded": loaded, "fabric": states}
+    return {"loaded": loaded, "gpus": len(states), "fabric": states if fabric else []}
 
 
 def main() -> None:
     spec = {
         "version": {"type": "str", "required": True},
         "fabric": {"type": "bool", "required": True},
+        "gpus": {"type": "int", "default": 0},
         "timeout": {"type": "int", "default": 120},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     try:
-        seen = look(module.params["version"], module.params["fabric"], module.params["timeout"], module.check_mode)
+        seen = look(module.params, module.check_mode)
     except LibraryMismatchError as error:
         if not module.check_mode:  # which foretold the packages' repair a task earlier
             module.fail_json(msg=str(error))
-        seen = {"loaded": "", "fabric": []}
+        seen = {"loaded": "", "gpus": 0, "fabric": []}
     except HostError as error:
         module.fail_json(msg=str(error))
+    record_step(module, seen)
     module.exit_json(changed=False, **seen)
 
 

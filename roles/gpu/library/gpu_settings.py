@@ -14,11 +14,13 @@ from ansible.module_utils.provision_gpu import (
     Setting,
     as_range,
     differing,
+    refuse_unknown,
     refuse_unlisted,
     value_for,
     virgin_rows,
 )
 from ansible.module_utils.provision_host import Change, HostError, converge, read_text, run, write_file
+from ansible.module_utils.provision_units import observe
 
 DOCUMENTATION = r"""
 module: gpu_settings
@@ -108,23 +110,23 @@ pending:
 RECORD = "/var/lib/provision/gpu-settings.json"
 
 
-def is_enabled(unit: str) -> bool:
-    """Whether a unit starts when what wants it does."""
-    return bool(unit) and run(["systemctl", "is-enabled", "--quiet", unit], check=False).rc == 0
+DAEMON = "nvidia-persistenced.service"
 
 
-def restored_later(unit: str) -> bool:
-    """Whether the settings are lost for now, since the daemon that keeps them is down, and come back when it starts."""
-    down = run(["systemctl", "is-active", "--quiet", "nvidia-persistenced.service"], check=False).rc != 0
-    return down and is_enabled(unit)
+def units(restored_by: str) -> dict[str, dict[str, str]]:
+    """What systemd says of the daemon that keeps the settings, and of the unit that brings them back."""
+    return observe([name for name in (DAEMON, restored_by) if name])
 
 
-def wait_until_restored(unit: str) -> None:
-    """Let a restore that is under way end, so as to see its result."""
+def wait_until_restored(unit: str) -> dict[str, dict[str, str]]:
+    """Let a restore that is under way end, so as to see its result; what systemd says then."""
+    seen = units(unit)
     for _ in range(60):
-        if not unit or run(["systemctl", "is-active", unit], check=False).out.strip() != "activating":
-            return
+        if not unit or seen[unit]["ActiveState"] != "activating":
+            break
         time.sleep(0.5)
+        seen = units(unit)
+    return seen
 
 
 def gpus(indexes: list[str]) -> str:
@@ -140,30 +142,43 @@ def group(settings: list[tuple[str, Setting]]) -> dict[Setting, list[tuple[str, 
     return groups
 
 
-def observe(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> bool:
+def look(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> bool:
     """Read all GPUs into `rows`; false where check mode knows that what was set stands once the driver is repaired."""
-    wait_until_restored(wanted["restored_by"])
+    unit = wanted["restored_by"]
+    systemd = wait_until_restored(unit)
+    comes_back = bool(unit) and systemd[unit]["UnitFileState"] == "enabled"
     try:
         rows += query_gpus(FIELDS)
     except LibraryMismatchError:
-        if check_mode and is_enabled(wanted["restored_by"]):
+        if check_mode and comes_back:
             return False
         raise
     if not rows and not check_mode:
         raise HostError("nvidia-smi shows no GPU: the driver is not installed. Run the driver stage first.")
     if rows:
-        refuse_unlisted(wanted, rows)
-    return not (rows and check_mode and restored_later(wanted["restored_by"]))
+        refuse_unknown(wanted, rows)
+    # Settings are lost for now where the daemon that keeps them is down, and come back when it starts.
+    return not (rows and check_mode and comes_back and systemd[DAEMON]["ActiveState"] != "active")
+
+
+def recorded() -> dict[str, Any]:
+    """What earlier runs locked; nothing where the record is gone or is none."""
+    try:
+        return {"graphics": {}, "memory": {}, "quiet": [], **json.loads(read_text(RECORD) or "{}")}
+    except (ValueError, TypeError):
+        return {"graphics": {}, "memory": {}, "quiet": []}
 
 
 def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -> Iterator[Change]:
     """What differs, one change for all GPUs that need it; `rows` receives what nvidia-smi shows."""
-    record: dict[str, Any] = {"graphics": {}, "memory": {}, "quiet": [], **json.loads(read_text(RECORD) or "{}")}
-    if not observe(wanted, check_mode, rows):
+    record = recorded()
+    if not look(wanted, check_mode, rows):
         return
     found = [
         (row["index"], setting) for row in rows or virgin_rows(wanted) for setting in differing(row, wanted, record)
     ]
+    if found and rows:
+        refuse_unlisted(wanted, rows)
     for setting, members in group(found).items():
         indexes = [index for index, _ in members]
         yield Change(
@@ -172,6 +187,7 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
             f"nvidia-smi {setting.command[0]}",
             "".join(f"GPU {index}: {member.seen if rows else 'no driver yet'}\n" for index, member in members),
             "".join(f"GPU {index}: {member.wanted}\n" for index, member in members),
+            setting.effect,
         )
     if found and rows and not check_mode:
         rows[:] = query_gpus(FIELDS)

@@ -6,14 +6,17 @@ from __future__ import annotations
 from typing import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_apt import install, installed, satisfies
+from ansible.module_utils.provision_apt import install, installed, lost_dependencies, satisfies
 from ansible.module_utils.provision_host import Change, converge
+from ansible.module_utils.provision_transient import after
 
 DOCUMENTATION = r"""
 module: apt_packages
 short_description: Converges Debian packages
 description:
-  - Installs what is missing, without recommended packages, in one transaction.
+  - Installs what is missing or stopped half way, and what the packages need and somebody removed by force, without
+    recommended packages, in one transaction. The work is the transient unit C(provision-packages), which an interrupted
+    run leaves at work and the next waits for.
   - Fetches the package lists only when the missing packages cannot be installed by those at hand. So check mode works
     on a host whose lists were never fetched, and a host that has everything answers without apt.
 options:
@@ -62,17 +65,20 @@ diff:
   elements: dict
 """
 
+UNIT = "provision-packages"
+
 
 def plan(names: list[str], lock_timeout_s: int) -> Iterator[Change]:
     """One change that installs all that is missing."""
     wanted = {name: version for name, _, version in (spec.partition("=") for spec in names)}
     present = installed()
+    wanted.update({name: wanted.get(name, "") for name in lost_dependencies(wanted, present)})
     missing = {name: version for name, version in wanted.items() if not satisfies(present.get(name), version)}
     if missing:
         before = {name: present[name].version if name in present else "absent" for name in missing}
         yield Change(
             f"Installed {', '.join(sorted(missing))}.",
-            lambda: install(missing, lock_timeout_s),
+            lambda: install(missing, lock_timeout_s, UNIT),
             "packages",
             "".join(f"{name}: {before[name]}\n" for name in sorted(missing)),
             "".join(f"{name}: {missing[name] or 'installed'}\n" for name in sorted(missing)),
@@ -85,7 +91,8 @@ def main() -> None:
         "lock_timeout": {"type": "int", "default": 300},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    converge(module, lambda: plan(module.params["names"], module.params["lock_timeout"]))
+    names, lock_timeout_s = module.params["names"], module.params["lock_timeout"]
+    converge(module, lambda: after(UNIT, module.check_mode, lambda: plan(names, lock_timeout_s)))
 
 
 if __name__ == "__main__":

@@ -6,41 +6,108 @@ fetched only when something must be installed that they do not know, or that is 
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
+import os
 import re
 from pathlib import Path
-from typing import Iterator, Mapping, NamedTuple, Sequence
+from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from ansible.module_utils.provision_host import Change, HostError, remove_file, run, write_file
+from ansible.module_utils.provision_host import Change, HostError, run
+from ansible.module_utils.provision_transient import WORK, UnitError, run_unit
 
 LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock")
-QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "NEEDRESTART_MODE": "l"}
-POLICY, POLICY_TARGET = Path("/usr/sbin/policy-rc.d"), "/run/provision/policy-rc.d"
-OPTIONS = ("--yes", "--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold")
+STATUS, JOURNAL = "/var/lib/dpkg/status", "/var/lib/dpkg/updates"
+FIELDS = ("Package", "Architecture", "db:Status-Abbrev", "Version", "Provides", "Pre-Depends", "Depends")
+LOCKED = r"(Could not get|Unable to acquire|Unable to lock).*lock"
+
+# What an earlier run left half done is finished first. With ALONE no package starts its services: which ones run, and
+# after what, is the units' business. Maintainer scripts ask policy-rc.d; ours is a link into /run, so that one that a
+# power cut leaves behind points nowhere, which means: no policy.
+INSTALL = r"""
+apt() {
+  apt-get --yes --option=Dpkg::Options::=--force-confdef --option=Dpkg::Options::=--force-confold \
+    --option=DPkg::Lock::Timeout="$LOCK_TIMEOUT" "$@" 2>"$FOLDER/said" || { cat "$FOLDER/said" >&2; return 1; }
+}
+policy=/usr/sbin/policy-rc.d
+if [ -n "$ALONE" ] && { [ ! -e $policy ] || [ "$(readlink $policy)" = "$FOLDER/policy-rc.d" ]; }; then
+  printf '#!/bin/sh\nexit 101\n' > "$FOLDER/policy-rc.d"
+  chmod 755 "$FOLDER/policy-rc.d"
+  trap 'rm -f $policy' EXIT
+  trap 'exit 143' TERM
+  ln -sfn "$FOLDER/policy-rc.d" $policy
+fi
+if ls /var/lib/dpkg/updates/[0-9]* >/dev/null 2>&1 || [ -n "$(dpkg --audit)" ]; then
+  dpkg --configure --pending || true
+  apt install --fix-broken
+  dpkg --configure --pending
+fi
+set -f
+if ! apt install --no-install-recommends $OPTIONS $PACKAGES; then
+  if grep -qE "$LOCKED" "$FOLDER/said"; then exit 100; fi
+  apt update
+  apt install --no-install-recommends $OPTIONS $PACKAGES
+fi
+"""
 
 
 class Package(NamedTuple):
-    """An installed package."""
+    """A package that is there; `whole` unless its installation or removal stopped half way."""
 
     version: str
     held: bool
+    whole: bool = True
+    depends: str = ""
+    provides: str = ""
+
+
+_known: dict[object, dict[str, Package]] = {}  # by the state of dpkg's files: one process may ask often
 
 
 def installed() -> dict[str, Package]:
-    """Every fully installed package by its name, those of foreign architectures left out."""
-    listed = run(["dpkg-query", "--show", "--showformat=${binary:Package}\t${db:Status-Abbrev}\t${Version}\n"])
+    """Every package that is there, by its name; of a foreign architecture only where there is no native one."""
+    seen = os.stat(STATUS)
+    key = (seen.st_ino, seen.st_mtime_ns, seen.st_size, tuple(os.listdir(JOURNAL)))
+    if key not in _known:
+        _known.clear()
+        _known[key] = _ask_dpkg()
+    return _known[key]
+
+
+def _ask_dpkg() -> dict[str, Package]:
+    form = "\t".join(f"${{{field}}}" for field in FIELDS) + "\x1e"  # a field may hold a line's end
+    rows = [record.split("\t") for record in run(["dpkg-query", "--show", f"--showformat={form}"]).out.split("\x1e")]
+    rows = [row for row in rows if len(row) == len(FIELDS) and row[2][1:2] not in ("n", "c")]
+    native = {row[1] for row in rows if row[0] == "dpkg"} | {"all"}
     packages = {}
-    for line in listed.out.splitlines():
-        name, status, version = line.split("\t")
-        if status[1:2] == "i":
-            packages[name.split(":")[0]] = Package(version, held=status.startswith("h"))
+    for name, _, status, version, provides, *depends in sorted(rows, key=lambda row: row[1] in native):
+        whole = status[1:3].strip() == "i"
+        packages[name] = Package(version, status.startswith("h"), whole, ",".join(depends), provides)
     return packages
 
 
 def satisfies(package: Package | None, wanted: str) -> bool:
-    """Whether a package is installed, and in this version; a wanted version may be a pattern such as `580.126.20-*`."""
-    return package is not None and (not wanted or fnmatch.fnmatchcase(package.version, wanted))
+    """Whether a package is installed, whole, and in this version; a wanted version may be a pattern (`580.1-*`)."""
+    return package is not None and package.whole and (not wanted or fnmatch.fnmatchcase(package.version, wanted))
+
+
+def lost_dependencies(names: Iterable[str], present: Mapping[str, Package]) -> set[str]:
+    """What the packages need, directly or not, and is gone (removed by force) or stopped half way."""
+    provided = {
+        words[0] for package in present.values() for words in map(str.split, package.provides.split(",")) if words
+    }
+    todo, seen, lost = list(names), set(names), set()
+    while todo:
+        package = present.get(todo.pop())
+        for clause in package.depends.split(",") if package else ():
+            choices = [re.split(r"[\s:(]", word.strip())[0] for word in clause.split("|") if word.strip()]
+            there = [name for name in choices if name in present]
+            if any(present[name].whole for name in there) or not choices:
+                new = set(there) - seen
+                todo += new
+                seen |= new
+            elif there or not provided.intersection(choices):
+                lost.add((there or choices)[0])
+    return lost - set(names)
 
 
 def lock_holder() -> str:
@@ -54,62 +121,45 @@ def lock_holder() -> str:
     return ""
 
 
-def apt_get(*arguments: str, lock_timeout_s: int) -> None:
-    """Run apt-get, waiting that long for another that holds the lock; a failure says what apt said, or who holds it."""
-    waiting = f"--option=DPkg::Lock::Timeout={lock_timeout_s}"
-    done = run(["apt-get", *OPTIONS, waiting, *arguments], check=False, env=QUIET)
-    if done.rc == 0:
-        return
-    if re.search(r"(Could not get|Unable to acquire|Unable to lock).*lock", done.err):
-        raise HostError(
+def install(
+    wanted: Mapping[str, str], lock_timeout_s: int, unit: str, options: Sequence[str] = (), alone: bool = False
+) -> None:
+    """Install packages, each in the version asked for (empty: any), after fetching the lists if they are too old.
+
+    As a unit of that name, which goes on when this process ends. `alone` keeps packages from starting services.
+    """
+    specs = [f"{name}={version}" if version else name for name, version in sorted(wanted.items())]
+    environment = {
+        "DEBIAN_FRONTEND": "noninteractive",
+        "NEEDRESTART_SUSPEND": "1",
+        "NEEDRESTART_MODE": "l",
+        "LC_ALL": "C",
+        "LOCKED": LOCKED,
+        "LOCK_TIMEOUT": str(lock_timeout_s),
+        "FOLDER": f"{WORK}/{unit}",
+        "OPTIONS": " ".join(options),
+        "PACKAGES": " ".join(specs),
+        "ALONE": "yes" if alone else "",
+    }
+    try:
+        run_unit(unit, INSTALL, environment)
+    except UnitError as error:
+        raise HostError(explain(error.told, specs, unit, lock_timeout_s)) from None
+
+
+def explain(told: str, specs: Sequence[str], unit: str, lock_timeout_s: int) -> str:
+    """Why an installation failed: who holds the lock, or what apt said last."""
+    if re.search(LOCKED, told):
+        return (
             f"apt is in use on this host: {lock_holder() or 'another process'} has held its lock for more than "
             f"{lock_timeout_s} s. Wait for it to end, or stop it, and run again."
         )
-    if "dpkg --configure -a" in done.err:
-        raise HostError("dpkg was interrupted on this host earlier. Run there: dpkg --configure -a; then run again.")
-    said = [line.strip() for line in done.err.splitlines() if line.strip() and not line.startswith("debconf:")]
-    raise HostError(f"apt-get {' '.join(arguments)} ended with {done.rc}. It said last: " + " ".join(said[-8:]))
-
-
-@contextlib.contextmanager
-def services_left_alone() -> Iterator[None]:
-    """Let no package start its services: which ones run, and after what, is the units' business.
-
-    By policy-rc.d, which maintainer scripts ask. It is a link into /run, so that one that a power cut leaves behind
-    points nowhere, which means: no policy.
-    """
-    if POLICY.exists():
-        yield
-        return
-    write_file(POLICY_TARGET, "#!/bin/sh\nexit 101\n", 0o755)
-    POLICY.unlink(missing_ok=True)
-    POLICY.symlink_to(POLICY_TARGET)
-    try:
-        yield
-    finally:
-        POLICY.unlink(missing_ok=True)
-        remove_file(POLICY_TARGET)
-
-
-def install(wanted: Mapping[str, str], lock_timeout_s: int, *options: str) -> None:
-    """Install packages, each in the version asked for (empty: any), after fetching the lists if they are too old."""
-    finish_interrupted(lock_timeout_s)
-    specs = [f"{name}={version}" if version else name for name, version in sorted(wanted.items())]
-    command = ("install", "--no-install-recommends", *options, *specs)
-    try:
-        apt_get(*command, lock_timeout_s=lock_timeout_s)
-    except HostError as error:
-        if "apt is in use" in str(error):
-            raise
-        apt_get("update", lock_timeout_s=lock_timeout_s)
-        apt_get(*command, lock_timeout_s=lock_timeout_s)
-
-
-def finish_interrupted(lock_timeout_s: int) -> None:
-    """Let dpkg finish what a power cut or a kill interrupted; nothing happens on a sound host."""
-    if any(Path("/var/lib/dpkg/updates").glob("[0-9]*")) or run(["dpkg", "--audit"], check=False).out.strip():
-        apt_get("install", "--fix-broken", lock_timeout_s=lock_timeout_s)
-        run(["dpkg", "--configure", "--pending"], env=QUIET)
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("debconf:", f"{unit}.service:", "Failed to start"))]
+    return (
+        f"apt-get install {' '.join(specs)} failed. It said last: {' '.join(said[-8:])}\n"
+        f"See more on the host with: journalctl -u {unit}"
+    )
 
 
 def hold_changes(names: Sequence[str], held: bool) -> Iterator[Change]:

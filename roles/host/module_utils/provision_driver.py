@@ -57,10 +57,31 @@ def repository_text(url: str, suite: str, components: Sequence[str], keyring: st
     return url, f"{head}Types: deb\nURIs: {url}\nSuites: {suite}\n{parts}Signed-By: {keyring}\n"
 
 
+ARMOUR = re.compile(
+    r"\s*-----BEGIN [^\n]+-----\n(?:[^\n]+: [^\n]*\n)*\n"
+    r"(?P<body>[A-Za-z0-9+/=\n]+)\n=(?P<crc>\S{4})\n-----END [^\n]+-----\s*"
+)
+
+
+def packets(armoured: str) -> bytes:
+    """What an armoured file holds; nothing where it is not one whole block with its checksum (RFC 4880, 6.1)."""
+    found = ARMOUR.fullmatch(armoured.replace("\r", ""))
+    try:
+        data = base64.b64decode(found["body"]) if found else b""
+        wanted = int.from_bytes(base64.b64decode(found["crc"]), "big") if found else 0
+    except ValueError:
+        return b""
+    crc = 0xB704CE
+    for byte in data:
+        crc ^= byte << 16
+        for _ in range(8):
+            crc = crc << 1 ^ (0x1864CFB if crc & 0x800000 else 0)
+    return data if crc == wanted else b""
+
+
 def key_id(armoured: str) -> str:
     """The long id of the first key in an armoured file: the end of the SHA-1 of its packet (RFC 4880, 12.2)."""
-    body = re.search(r"-----\n(?:[^\n]+: [^\n]*\n)*\n(.*?)\n=", armoured.replace("\r", ""), re.DOTALL)
-    data = base64.b64decode(body.group(1)) if body else b""
+    data = packets(armoured)
     if len(data) < 6 or not data[0] & 0x80:
         return ""
     if data[0] & 0x40:  # new packet format; a key is longer than 191 bytes and shorter than 8384
@@ -71,6 +92,11 @@ def key_id(armoured: str) -> str:
     packet = data[start : start + length]
     digest = hashlib.sha1(b"\x99" + len(packet).to_bytes(2, "big") + packet, usedforsecurity=False).hexdigest()
     return digest[-16:].upper()
+
+
+def is_nvidias(armoured: str) -> bool:
+    """Whether a file holds NVIDIA's key, whole and alone."""
+    return key_id(armoured) == NVIDIA_KEY_ID
 
 
 def fetch_key(url: str) -> str:
@@ -88,7 +114,7 @@ def fetch_key(url: str) -> str:
             f"The repository's key cannot be fetched from {place}: {error}. If this host has no way there, set "
             "driver_repository_url to a mirror and driver_repository_key to a file with the key."
         ) from None
-    if key_id(text) != NVIDIA_KEY_ID:
+    if not is_nvidias(text):
         raise HostError(
             f"The key at {place} is {key_id(text) or 'unreadable'}, not NVIDIA's {NVIDIA_KEY_ID}. Stop here."
         )

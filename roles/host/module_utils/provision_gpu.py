@@ -30,6 +30,7 @@ class Setting(NamedTuple):
     command: tuple[str, ...]
     seen: str
     wanted: str
+    effect: str = "none"
 
 
 def value_for(values: dict[str, Any], index: str) -> str:
@@ -48,13 +49,17 @@ def as_range(value: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def refuse_unlisted(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
-    """Stop before anything is set if a card does not list a clock, or does not allow a power limit."""
+def refuse_unknown(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
+    """Stop if a setting names a card that is not there."""
     indexes = {row["index"] for row in rows}
     for name in ("locked_clocks", "memory_clocks", "power_limit"):
         unknown = sorted(set(wanted[name]) - indexes - {"all"})
         if unknown:
             raise HostError(f"There is no GPU {', '.join(unknown)} on this host; it has {', '.join(sorted(indexes))}.")
+
+
+def refuse_unlisted(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
+    """Stop before anything is set if a card does not list a clock, or does not allow a power limit."""
     if wanted["locked_clocks"] or wanted["memory_clocks"]:
         listed = run(
             ["nvidia-smi", "--query-supported-clocks=mem,gr", "--format=csv,noheader,nounits"]
@@ -67,11 +72,8 @@ def refuse_unlisted(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
                     near = sorted(sorted(supported, key=lambda other, clock=clock: abs(other - clock))[:2])
                     raise HostError(f"{clock} MHz is no clock of these GPUs; the nearest are {near[0]} and {near[-1]}.")
     for row in rows:
-        watts, low, high = (
-            value_for(wanted["power_limit"], row["index"]),
-            row["power.min_limit"],
-            row["power.max_limit"],
-        )
+        watts = value_for(wanted["power_limit"], row["index"])
+        low, high = row["power.min_limit"], row["power.max_limit"]
         if watts and not float(low) <= float(watts) <= float(high):
             raise HostError(f"GPU {row['index']} takes power limits from {low} to {high} W, not {watts} W.")
 
@@ -140,7 +142,8 @@ def modes(row: dict[str, str], wanted: dict[str, Any]) -> Iterator[Setting]:
         is_on, seen = wanted[name], row[f"{name}.mode.pending"]
         text = "Enabled" if is_on else "Disabled"
         if seen not in (text, "[N/A]"):
-            yield Setting(f"{text} {name.upper()} mode of {{}}.", (switch, "1" if is_on else "0"), seen, text)
+            words = (f"{text} {name.upper()} mode of {{}}.", (switch, "1" if is_on else "0"), seen, text)
+            yield Setting(*words, "gpu_reset")
 
 
 def differing(row: dict[str, str], wanted: dict[str, Any], record: dict[str, Any]) -> Iterator[Setting]:

@@ -9,19 +9,40 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Mapping
+from typing import Callable, Iterable, Iterator, Mapping
 
-from ansible.module_utils.provision_host import HostError, run, write_file
+from ansible.module_utils.provision_host import Change, HostError, run, write_file
 
 WORK = "/run/provision"
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 CA_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
 
+class UnitError(HostError):
+    """A unit ended with something other than 0; `told` is the end of its journal."""
+
+    def __init__(self, unit: str, told: str) -> None:
+        super().__init__(
+            f"{unit}.service failed. Its journal ends with:\n{told}\nSee more on the host with: journalctl -u {unit}"
+        )
+        self.told = told
+
+
 def wait_for(unit: str) -> None:
-    """Wait for a unit that an interrupted run left at work, if there is one."""
+    """Wait for a unit that an interrupted run left at work, if there is one, and clear away what it was given."""
     while run(["systemctl", "is-active", unit], check=False).out.strip() in ("active", "activating", "deactivating"):
         time.sleep(0.5)
+    shutil.rmtree(Path(WORK, unit), ignore_errors=True)
+
+
+def after(unit: str, check_mode: bool, plan: Callable[[], Iterable[Change]]) -> Iterator[Change]:
+    """A plan that looks at the host only when a unit that an interrupted run left at work has ended.
+
+    Within the plan, since who interrupted it may have held the host's lock until then.
+    """
+    if not check_mode:
+        wait_for(unit)
+    yield from plan()
 
 
 def ca_environment() -> dict[str, str]:
@@ -47,10 +68,7 @@ def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str =
     try:
         if run(argv, check=False).rc != 0:
             told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "15", "-o", "cat"], check=False)
-            raise HostError(
-                f"{unit}.service failed. Its journal ends with:\n{told.out.strip()}\n"
-                f"See more on the host with: journalctl -u {unit}"
-            )
+            raise UnitError(unit, told.out.strip())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from typing import Any, Iterator
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_host import Change, converge, read_text, sha256_text
 from ansible.module_utils.provision_python_env import RECORD, STAMP, build
-from ansible.module_utils.provision_transient import wait_for
+from ansible.module_utils.provision_transient import after
 
 DOCUMENTATION = r"""
 module: python_env
@@ -264,9 +264,11 @@ def main() -> None:
         required_one_of=[("directory", "path"), ("uv", "bootstrap")],
         supports_check_mode=True,
     )
-    if not module.check_mode:
-        wait_for(module.params["unit"])
-    converge(module, lambda: plan(module.params), lambda: facts(module.params))
+    converge(
+        module,
+        lambda: after(module.params["unit"], module.check_mode, lambda: plan(module.params)),
+        lambda: facts(module.params),
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_host import converge
-from ansible.module_utils.provision_transient import wait_for
+from ansible.module_utils.provision_transient import after
 from ansible.module_utils.provision_weights import Weights
 
 DOCUMENTATION = r"""
@@ -126,10 +126,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    if not module.check_mode:
-        wait_for(module.params["unit"])
     weights = Weights(module.params, module.warn)
-    converge(module, lambda: weights.plan(module.check_mode), weights.facts)
+    converge(
+        module,
+        lambda: after(module.params["unit"], module.check_mode, lambda: weights.plan(module.check_mode)),
+        weights.facts,
+    )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,25 @@ def test_a_package_upgraded_behind_our_back_is_brought_back(driver):
     assert actions(driver)[0] == "Changed libnvidia-nscq to driver 580.126.20."
 
 
+def test_a_package_that_stopped_half_way_is_finished(driver):
+    driver.state["packages"]["libcuda1"] = RIGHT._replace(whole=False)
+    assert actions(driver)[0] == "Changed libcuda1 to driver 580.126.20."
+
+
+def test_a_library_removed_by_force_is_brought_back(driver):
+    driver.state["packages"]["nvidia-open"] = RIGHT._replace(depends="libcuda1 (= 580.126.20-1)")
+    del driver.state["packages"]["libcuda1"]
+    (change, _) = driver.plan(WANTED, check_mode=True)
+    assert (change.action, change.after) == ("Installed libcuda1 of driver 580.126.20.", "libcuda1: 580.126.20-*\n")
+
+
+@pytest.mark.parametrize(("loaded", "effect"), [("580.126.20", "none"), ("", "none"), ("580.95.05", "reboot")])
+def test_packages_beside_another_loaded_version_mean_a_reboot(driver, loaded, effect):
+    driver.state.update(loaded=loaded, packages={})
+    changes = list(driver.plan({**WANTED, "reboot_allowed": True}, check_mode=True))
+    assert [change.effect for change in changes][:2] == [effect, "none"]
+
+
 def test_a_lost_hold_is_a_change_of_its_own(driver):
     driver.state["packages"]["libcuda1"] = Package("580.126.20-1", held=False)
     assert actions(driver) == ["Held the packages of driver 580.126.20 against upgrades."]
@@ -114,22 +133,108 @@ def test_the_repository_is_named_for_the_hosts_system(monkeypatch):
     assert text.splitlines()[1:] == ["Types: deb", f"URIs: {url}", "Suites: /", "Signed-By: /k.asc"]
 
 
-def test_a_key_that_is_not_nvidias_is_refused(monkeypatch):
-    assert provision_driver.key_id("no key at all") == ""
+# The key of Debian 12's releases: public, short, and its id is published.
+DEBIANS = """-----BEGIN PGP PUBLIC KEY BLOCK-----
+
+mDMEY865UxYJKwYBBAHaRw8BAQdAd7Z0srwuhlB6JKFkcf4HU4SSS/xcRfwEQWzr
+crf6AEq0SURlYmlhbiBTdGFibGUgUmVsZWFzZSBLZXkgKDEyL2Jvb2t3b3JtKSA8
+ZGViaWFuLXJlbGVhc2VAbGlzdHMuZGViaWFuLm9yZz6IlgQTFggAPhYhBE1k/sEZ
+wgKQZ9bnkfjSWFuHg9SBBQJjzrlTAhsDBQkPCZwABQsJCAcCBhUKCQgLAgQWAgMB
+Ah4BAheAAAoJEPjSWFuHg9SBSgwBAP9qpeO5z1s5m4D4z3TcqDo1wez6DNya27QW
+WoG/4oBsAQCEN8Z00DXagPHbwrvsY2t9BCsT+PgnSn9biobwX7bDDg==
+=5NZE
+-----END PGP PUBLIC KEY BLOCK-----
+"""
+DAMAGED = {
+    "no key": "no key at all",
+    "a letter changed in a signature": DEBIANS.replace("oBsAQCEN8Z00", "oBsAQCEN8Z01"),
+    "cut short": DEBIANS[:300],
+    "another appended": DEBIANS + DEBIANS,
+}
+
+
+def test_a_key_is_known_by_its_id():
+    assert (
+        provision_driver.key_id(DEBIANS) == provision_driver.key_id(DEBIANS.replace("\n", "\r\n")) == "F8D2585B8783D481"
+    )
+    assert not provision_driver.is_nvidias(DEBIANS)
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_key_is_none(text):
+    assert provision_driver.key_id(text) == ""
+
+
+def test_a_key_is_fetched_by_tls_only():
     with pytest.raises(HostError, match="without TLS"):
         provision_driver.fetch_key("http://x/")
 
 
-def test_the_fabric_is_waited_for_and_explained(role_module, monkeypatch):
-    ready = role_module("driver", "nvidia_ready")
-    monkeypatch.setattr(ready, "loaded_version", lambda: "580.126.20")
-    monkeypatch.setattr(ready, "installed", lambda: {"nvidia-fabricmanager": Package("580.159.04-1", True)})
-    rows = [{"index": "0", "fabric.state": "In Progress", "fabric.status": "N/A"}]
-    monkeypatch.setattr(ready, "query_gpus", lambda fields: rows)
+def test_a_damaged_key_of_nvidias_is_fetched_again(role_module, monkeypatch, tmp_path):
+    module = role_module("driver", "nvidia_driver")
+    for name in ("KEYRING", "PREFERENCES", "SOURCES"):
+        monkeypatch.setattr(module, name, str(tmp_path / name))
+    monkeypatch.setattr(provision_driver, "NVIDIA_KEY_ID", "F8D2585B8783D481")
+    monkeypatch.setattr(module, "fetch_key", lambda url: DEBIANS)
+
+    def apply():
+        changes = list(module.plan_repository({**WANTED, "key": ""}, check_mode=False))
+        for change in changes:
+            change.act()
+        return [change.action for change in changes]
+
+    assert len(apply()) == 3
+    assert apply() == []
+    (tmp_path / "KEYRING").write_text(DAMAGED["cut short"])
+    assert apply() == [f"Rewrote {tmp_path}/KEYRING."]
+
+
+READY = {"version": "580.126.20", "fabric": True, "gpus": 1, "timeout": 0}
+
+
+@pytest.fixture
+def ready(role_module, monkeypatch):
+    module = role_module("driver", "nvidia_ready")
+    module.rows = [{"fabric.state": "Completed", "fabric.status": "Success"}]
+    monkeypatch.setattr(module, "loaded_version", lambda: "580.126.20")
+    monkeypatch.setattr(module, "installed", lambda: {"nvidia-fabricmanager": Package("580.159.04-1", True)})
+    monkeypatch.setattr(
+        module, "query_gpus", lambda fields: [{field: row.get(field, "0") for field in fields} for row in module.rows]
+    )
+    return module
+
+
+def test_the_fabric_is_waited_for_and_explained(ready):
+    expected = {"loaded": "580.126.20", "gpus": 1, "fabric": ["Completed Success"]}
+    assert ready.look(READY, False) == ready.look(READY, True) == expected
+    ready.rows[0] = {"fabric.state": "In Progress", "fabric.status": "N/A"}
     with pytest.raises(HostError, match=r"GPU 0 In Progress.*error 802.*580.159.04-1, the driver 580.126.20"):
-        ready.look("580.126.20", True, 0, False)
-    rows[0].update({"fabric.state": "Completed", "fabric.status": "Success"})
-    assert ready.look("580.126.20", True, 0, False)["fabric"] == ["Completed Success"]
+        ready.look(READY, False)
+    assert ready.look(READY, True)["fabric"] == ["In Progress N/A"]
+    assert ready.look({**READY, "fabric": False}, False)["fabric"] == []
+
+
+def test_another_driver_than_the_one_wanted_is_not_ready(ready):
+    other = {**READY, "version": "580.95.05"}
     with pytest.raises(HostError, match=r"wanted is 580.95.05"):
-        ready.look("580.95.05", True, 0, False)
-    assert ready.look("580.95.05", True, 0, True)["fabric"] == []
+        ready.look(other, False)
+    assert ready.look(other, True)["fabric"] == []
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_lost_gpu_is_never_called_ready(ready, check_mode):
+    with pytest.raises(HostError, match=r"shows 1 GPUs of 8.*power cycle"):
+        ready.look({**READY, "gpus": 8}, check_mode)
+    ready.rows.clear()
+    with pytest.raises(HostError, match=r"shows no GPUs\. Compare"):
+        ready.look({**READY, "gpus": 0}, check_mode)
+
+
+def test_what_was_seen_is_noted_for_the_receipt(ready, fake_module, module_end, monkeypatch):
+    noted = []
+    monkeypatch.setattr(ready, "AnsibleModule", lambda **_: fake_module(**READY))
+    monkeypatch.setattr(ready, "record_step", lambda module, facts: noted.append(facts))
+    with pytest.raises(module_end) as end:
+        ready.main()
+    assert noted == [{"loaded": "580.126.20", "gpus": 1, "fabric": ["Completed Success"]}]
+    assert end.value.result == {"failed": False, "changed": False, **noted[0]}

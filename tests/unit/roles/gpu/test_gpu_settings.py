@@ -105,8 +105,9 @@ def test_a_clock_that_moves_is_no_lock(steady):
 def test_what_the_card_does_not_list_is_refused(monkeypatch, wanted, words):
     listed = "".join(f"2619, {clock}\n" for clock in range(1980, 344, -15))
     monkeypatch.setattr(provision_gpu, "run", lambda argv: Ran(0, listed, ""))
+    refuse = provision_gpu.refuse_unknown if "no GPU" in words else provision_gpu.refuse_unlisted
     with pytest.raises(HostError, match=words):
-        provision_gpu.refuse_unlisted({**WANTED, **wanted}, [CARD])
+        refuse({**WANTED, **wanted}, [CARD])
 
 
 @pytest.fixture
@@ -114,7 +115,9 @@ def settings(role_module, monkeypatch, tmp_path):
     module = role_module("gpu", "gpu_settings")
     module.cards, module.ran = [{**CARD, "index": index} for index in "01"], []
     monkeypatch.setattr(module, "query_gpus", lambda fields: [dict(card) for card in module.cards])
-    monkeypatch.setattr(module, "refuse_unlisted", lambda *_: None)
+    module.listed, module.systemd = [], {"ActiveState": "active", "UnitFileState": "enabled"}
+    monkeypatch.setattr(module, "refuse_unlisted", lambda *_: module.listed.append(1))
+    monkeypatch.setattr(module, "observe", lambda names: dict.fromkeys(names, module.systemd))
     monkeypatch.setattr(module, "RECORD", str(tmp_path / "record.json"))
 
     def run(argv):
@@ -139,7 +142,9 @@ def test_gpus_with_the_same_change_get_it_together(settings):
     assert apply(settings, locked_clocks={"all": 1830}) == ["Locked the graphics clock of GPUs 0, 1 at 1830 MHz."]
     assert settings.ran == ["nvidia-smi -i 0,1 -lgc 1830,1830"]
     assert json.loads(Path(settings.RECORD).read_text())["graphics"] == {"0": "1830", "1": "1830"}
+    assert settings.listed == [1]
     assert apply(settings, locked_clocks={"all": 1830}) == []
+    assert settings.listed == [1]  # what stands was listed when it was set
 
 
 def test_a_host_without_a_driver_is_foretold(settings):
@@ -150,6 +155,27 @@ def test_a_host_without_a_driver_is_foretold(settings):
     assert changes[0].before == "GPU 1: no driver yet\n"
     with pytest.raises(HostError, match="driver stage first"):
         apply(settings)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7"])
+def test_a_record_that_is_none_counts_as_lost(settings, text):
+    Path(settings.RECORD).write_text(text)
+    assert apply(settings) == []
+
+
+def test_settings_that_come_back_with_the_daemon_are_not_called_lost(settings):
+    settings.systemd["ActiveState"] = "inactive"
+    settings.cards[0]["compute_mode"] = "Prohibited"
+    wanted = {**WANTED, "restored_by": "provision-gpu.service"}
+    assert list(settings.plan(wanted, check_mode=True, rows=[])) == []
+    settings.systemd["ActiveState"] = "active"
+    assert [change.effect for change in settings.plan(wanted, check_mode=True, rows=[])] == ["none"]
+
+
+@pytest.mark.parametrize("name", ["ecc", "mig"])
+def test_modes_that_wait_say_so(settings, name):
+    (change,) = settings.plan({**WANTED, name: not WANTED[name]}, check_mode=True, rows=[])
+    assert change.effect == "gpu_reset"
 
 
 def test_what_waits_for_a_reset_is_told_once(settings):

@@ -2,21 +2,70 @@
 
 import os
 import pwd
+import subprocess
 
 import pytest
 from ansible.module_utils import provision_apt
 from ansible.module_utils.provision_apt import Package, installed, satisfies
 from ansible.module_utils.provision_host import HostError, Ran
+from ansible.module_utils.provision_transient import UnitError
 
-LISTED = "libnuma1:amd64\tii \t2.0.16-1\nnvidia-open\thi \t580.126.20-1\ngone\trc \t1\nhalf\tiU \t1\n"
+ROWS = [
+    "dpkg amd64 ii_ 1.21 - - -",
+    "libnuma1 amd64 ii_ 2.0.16-1 - - libc6",
+    "libnuma1 i386 ii_ 2.0.15-1 - - libc6",
+    "wine32 i386 ii_ 8 - - -",
+    "nvidia-open amd64 hi_ 580.126.20-1 - - -",
+    "gone amd64 rc_ 1 - - -",
+    "unpacked amd64 iU_ 1 - - -",
+    "broken amd64 iiR 1 - - -",
+    "mailer all ii_ 1 mail-agent - base,libnuma1(>=2)|other",
+]
 
 
-def test_installed_packages_are_those_that_are_whole_enough(monkeypatch):
-    monkeypatch.setattr(provision_apt, "run", lambda *_, **__: Ran(0, LISTED, ""))
+def listed(rows):
+    cells = [[cell.strip("-").replace("_", " ") for cell in row.split(" ")] for row in rows]
+    return "".join("\t".join(row) + "\x1e" for row in cells)
+
+
+@pytest.fixture
+def dpkg(monkeypatch, tmp_path):
+    """A dpkg that lists ROWS, and counts how often it was asked."""
+    for name in ("STATUS", "JOURNAL"):
+        monkeypatch.setattr(provision_apt, name, str(tmp_path / name))
+    (tmp_path / "STATUS").touch()
+    (tmp_path / "JOURNAL").mkdir()
+    monkeypatch.setattr(provision_apt, "_known", {})
+    asked = []
+    monkeypatch.setattr(provision_apt, "run", lambda argv: asked.append(argv) or Ran(0, listed(ROWS), ""))
+    return asked
+
+
+def test_installed_packages_are_told_with_what_is_wrong_of_them(dpkg):
     found = installed()
-    assert found["libnuma1"] == Package("2.0.16-1", held=False)
+    assert found["libnuma1"][:3] == ("2.0.16-1", False, True)
     assert found["nvidia-open"].held
     assert "gone" not in found
+    assert {name for name, package in found.items() if not package.whole} == {"broken", "unpacked"}
+
+
+def test_dpkg_is_asked_again_only_when_its_files_have_changed(dpkg, tmp_path):
+    installed(), installed()
+    assert len(dpkg) == 1
+    (tmp_path / "JOURNAL/0001").touch()
+    installed()
+    (tmp_path / "STATUS").write_text("x")
+    installed()
+    assert len(dpkg) == 3
+
+
+def test_what_packages_need_and_have_not_is_found(dpkg):
+    present = {**installed(), "top": Package("1", False, depends="mail-agent, mailer (>= 1), python3:any | perl")}
+    assert provision_apt.lost_dependencies(["top"], present) == {"base", "libc6", "python3"}
+    assert provision_apt.lost_dependencies(["libnuma1"], {**present, "libc6": Package("2", False)}) == set()
+    assert provision_apt.lost_dependencies(["x"], {"x": Package("1", False, depends="unpacked"), **present}) == {
+        "unpacked"
+    }
 
 
 @pytest.mark.parametrize(
@@ -24,6 +73,7 @@ def test_installed_packages_are_those_that_are_whole_enough(monkeypatch):
     [
         (None, "", False),
         (Package("1-2", False), "", True),
+        (Package("1-2", False, whole=False), "", False),
         (Package("1-2", False), "1-*", True),
         (Package("11-2", False), "1-*", False),
     ],
@@ -49,10 +99,75 @@ def test_all_that_is_missing_is_one_change(role_module, monkeypatch):
     ],
 )
 def test_who_holds_the_lock_is_named(monkeypatch, said):
-    monkeypatch.setattr(provision_apt, "run", lambda *_, **__: Ran(100, "", said))
+    def fail(unit, *_):
+        raise UnitError(unit, said)
+
+    monkeypatch.setattr(provision_apt, "run_unit", fail)
     monkeypatch.setattr(provision_apt, "lock_holder", lambda: "unattended-upgr (process 7)")
     with pytest.raises(HostError, match=r"apt is in use on this host: unattended-upgr \(process 7\)"):
-        provision_apt.install({"a": ""}, 3)
+        provision_apt.install({"a": ""}, 3, "provision-packages")
+
+
+def test_what_apt_said_last_is_quoted():
+    told = (
+        "Reading lists...\nE: Unable to locate package x\nprovision-driver.service: Failed with result 'exit-code'.\n"
+    )
+    sentence = provision_apt.explain(told, ["x=1"], "provision-driver", 3)
+    assert sentence.startswith(
+        "apt-get install x=1 failed. It said last: Reading lists... E: Unable to locate package x\n"
+    )
+    assert "journalctl -u provision-driver" in sentence
+
+
+APT = """#!/bin/sh
+echo "$*" >> "$LOG"
+for word in "$@"; do
+  case $word in
+    update) touch "$FOLDER/fetched" ;;
+    install) [ -e "$FOLDER/fetched" ] || { cat "$FOLDER/says" >&2; exit 100; } ;;
+  esac
+done
+"""
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Runs the script of an installation with an apt-get that has no lists until it is told to fetch them."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {"apt-get": APT, "dpkg": '#!/bin/sh\necho "dpkg $*" >> "$LOG"\n'}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (tmp_path / "says").write_text("E: Unable to locate package\n")
+    (tmp_path / "log").touch()
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "FOLDER": str(tmp_path)}
+    environment |= {
+        "LOCKED": provision_apt.LOCKED,
+        "LOCK_TIMEOUT": "3",
+        "PACKAGES": "a=1-* b",
+        "OPTIONS": "",
+        "ALONE": "",
+    }
+
+    def run():
+        done = subprocess.run(["/bin/sh", "-euc", provision_apt.INSTALL], env=environment, check=False, cwd="/")
+        lines = (tmp_path / "log").read_text().splitlines()
+        return done.returncode, [line.split("Lock::Timeout=3 ")[-1] for line in lines if "audit" not in line]
+
+    return run
+
+
+def test_lists_are_fetched_only_when_they_are_needed(script, tmp_path):
+    ask = "install --no-install-recommends a=1-* b"
+    assert script() == (0, [ask, "update", ask])
+    (tmp_path / "log").write_text("")
+    assert script() == (0, [ask])
+
+
+def test_a_held_lock_is_not_waited_for_twice(script, tmp_path):
+    (tmp_path / "says").write_text("E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (x)\n")
+    code, asked = script()
+    assert (code, len(asked)) == (100, 1)
 
 
 def test_directories_and_files(role_module, tmp_path, monkeypatch):
