@@ -22,6 +22,8 @@ from provision.state import state_dir
 # name, where its click command is, what it does
 COMMANDS = [
     ("bootstrap", "provision.cli.bootstrap:bootstrap", "Bring every host to what the inventory says; the whole job."),
+    ("plan", "provision.cli.plan:plan", "What bootstrap would do, per host, and why; nothing is changed."),
+    ("apply", "provision.cli.apply:apply", "Do exactly what a plan says, or nothing."),
     ("status", "provision.cli.status:status", "What is: hosts, GPUs, units, Ray nodes, model, health."),
     ("ask", "provision.cli.ask:ask", "Ask the served model one question."),
     ("lab", "provision.cli.lab:lab", "Simulated hosts, to rehearse an inventory before touching machines."),

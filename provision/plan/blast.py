@@ -1,0 +1,68 @@
+"""The blast radius: which replicas leave rotation in which wave, and what serves on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from provision.converge.standing import Standing
+from provision.drift import HostReceipts, verify
+from provision.inventory import Fleet, Host, Replica
+from provision.plan.model import DISRUPTIVE, Capacity, PlannedChange, Wave
+
+Changes = Mapping[str, tuple[PlannedChange, ...]]
+Estimate = Callable[[Mapping[str, bool]], float | None]
+
+CHEAPEST = ("preflight",)  # to learn whether a host serves, some stage must be asked for
+
+
+class Rotation:
+    """Which replicas serve now, as their hosts told. `unknown` are those of which no host told."""
+
+    def __init__(self, fleet: Fleet, receipts: Mapping[str, HostReceipts]) -> None:
+        self._fleet = fleet
+        self._told = {name: host for name, host in receipts.items() if not host.trouble}
+        known = [replica for replica in fleet.replicas if any(host.name in self._told for host in replica.hosts)]
+        self.unknown = tuple(replica.name for replica in fleet.replicas if replica not in known)
+        self.serving = tuple(replica.name for replica in known if self._serves(replica))
+
+    def capacity(self, without: Collection[str] = ()) -> Capacity:
+        """What serves while some replicas do not."""
+        left = [replica for replica in self._fleet.replicas if replica.name in {*self.serving} - {*without}]
+        tokens = [self._tokens(replica) for replica in left]
+        known = [count for count in tokens if count is not None]
+        return Capacity(tuple(replica.name for replica in left), sum(known) if len(known) == len(tokens) else None)
+
+    def waves(self, standing: Standing, changes: Changes, estimate: Estimate) -> tuple[Wave, ...]:
+        """Each wave with the replicas that it takes out."""
+        found = []
+        for hosts in standing.waves:
+            out = tuple(name for name in self.serving if self._is_disturbed(name, hosts, changes))
+            found.append(Wave(hosts, out, self.capacity(out), estimate(_work(hosts, standing, changes))))
+        return tuple(found)
+
+    def _serves(self, replica: Replica) -> bool:
+        return any(self._told[host.name].serving for host in replica.hosts if host.name in self._told)
+
+    def _tokens(self, replica: Replica) -> int | None:
+        head = self._told.get(replica.head.name)
+        return head.kv_tokens if head else None
+
+    def _is_disturbed(self, name: str, hosts: Iterable[str], changes: Changes) -> bool:
+        replica = next(replica for replica in self._fleet.replicas if replica.name == name)
+        members = {host.name for host in replica.hosts} & {*hosts}
+        return any(change.effect in DISRUPTIVE for host in members for change in changes.get(host, ()))
+
+
+def others(fleet: Fleet, hosts: Sequence[Host]) -> dict[str, HostReceipts]:
+    """What the heads outside the limit tell of themselves: the capacity left is theirs."""
+    asked = {host.name for host in hosts}
+    heads = [replica.head for replica in fleet.replicas if not asked & {host.name for host in replica.hosts}]
+    return {told.host: told for told in verify(heads, CHEAPEST, who=False)} if heads else {}
+
+
+def _work(hosts: Iterable[str], standing: Standing, changes: Changes) -> dict[str, bool]:
+    """The stages of a wave, each with whether it changes anything."""
+    hosts = list(hosts)
+    visited = [visit.stage for host in hosts for visit in standing.visits.get(host, ())]
+    changed = {change.stage for host in hosts for change in changes.get(host, ())}
+    return {stage: stage in changed for stage in dict.fromkeys(visited)}
