@@ -82,19 +82,19 @@ def call(
 
 
 def _call(one: Call, timeout: float) -> Answer:
-    host, login, text = one.host, _login(one), f"{START}\n{one.text}"
+    host, script, text = one.host, login(one), f"{START}\n{one.text}"
     if password := sudo_password(host):
         text = f"{password}\n{text}"
     if host.variables.get("ansible_connection") == "local":
-        return _program(host, ["/bin/sh", "-c", login], text, timeout)
-    if _has_password(host) or not shutil.which("ssh"):
-        spoken = speak(host, login, text, timeout)
+        return _program(host, ["/bin/sh", "-c", script], text, timeout)
+    if has_password(host) or not shutil.which("ssh"):
+        spoken = speak(host, script, text, timeout)
         return Answer(host, trouble=spoken.trouble) if spoken.trouble else _answer(host, spoken.text, spoken.code, "")
-    return _program(host, [*ssh_command(host), "/bin/sh -c " + shlex.quote(login)], text, timeout)
+    return _program(host, [*ssh_command(host), "/bin/sh -c " + shlex.quote(script)], text, timeout)
 
 
-def _login(one: Call) -> str:
-    """The script for the login user's shell."""
+def login(one: Call) -> str:
+    """The script for the login user's shell. Its standard input: sudo's password if one is known, START, the text."""
     python = shlex.quote(python_of(one.host))
     root = shlex.quote(ROOT.format(start=START, python=python, script=one.script))
     local = one.host.variables.get("ansible_connection") == "local"
@@ -104,7 +104,8 @@ def _login(one: Call) -> str:
     return LOGIN.format(run=(SUDO_TOLD if sudo_password(one.host) else SUDO).format(root=root))
 
 
-def _has_password(host: Host) -> bool:
+def has_password(host: Host) -> bool:
+    """Whether one logs in with a password, which ssh would ask a person for."""
     return any(host.variables.get(name) for name in ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password"))
 
 

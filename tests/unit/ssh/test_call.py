@@ -190,7 +190,7 @@ def test_a_script_that_hangs(sudo: Path, supported: None) -> None:
 
 
 def test_a_defect_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CALL, "_login", lambda _call: 1 / 0)
+    monkeypatch.setattr(CALL, "login", lambda _call: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         one(host())
 
