@@ -19,6 +19,8 @@ short_description: Converges a role's directories and small text files in one ro
 description:
   - Files belong to root. Each is written whole beside its place with its final mode, synced and renamed, so that
     nobody ever reads half of it, and a secret is at no time readable by others.
+  - A link in the place of a file is replaced by one. A link in the place of a directory is followed, so that it may
+    lie on another disk.
 options:
   directories:
     description: Directories, made in this order, before the files.
@@ -108,6 +110,10 @@ def describe(path: str) -> str:
     try:
         seen = os.stat(path)
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise HostError(
+                f"{path} should be a directory, and is a link that leads nowhere. Remove it and run again."
+            ) from None
         return "absent\n"
     if not stat.S_ISDIR(seen.st_mode):
         raise HostError(f"{path} should be a directory, and is something else. Move it away and run again.")

@@ -9,7 +9,6 @@ import grp
 import hashlib
 import os
 import pwd
-import tempfile
 from pathlib import Path
 
 
@@ -25,7 +24,10 @@ def write_file(path: str, text: str, mode: int = 0o644, owner: str = "root", gro
     """Put a whole file in place: written beside it with its final mode and owner, synced, renamed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    # One fixed name: a run that was killed leaves at most this, and the next takes it over. The host's lock makes it safe.
+    temporary = target.with_name(f".{target.name}.provision-new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as handle:
             handle.write(text)
@@ -36,7 +38,7 @@ def write_file(path: str, text: str, mode: int = 0o644, owner: str = "root", gro
             os.fsync(handle.fileno())
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_directory(str(target.parent))
 

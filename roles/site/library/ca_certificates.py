@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Iterator
 
@@ -88,12 +89,31 @@ def wanted_files(texts: list[str]) -> dict[str, str]:
     return files
 
 
+def links() -> tuple[set[str], set[str]]:
+    """The links beside the bundle: files that are linked by their name, and names that are linked by a hash."""
+    names, hashes = set(), set()
+    for entry in os.scandir(Path(BUNDLE).parent) if Path(BUNDLE).parent.is_dir() else ():
+        if entry.is_symlink():
+            target = os.readlink(entry.path)
+            if entry.name.startswith(PREFIX):
+                names.add(target)
+            elif Path(target).name.startswith(PREFIX):
+                hashes.add(f"{FOLDER}/{Path(target).stem}.crt")
+    return names, hashes
+
+
 def bundle_disagrees(files: dict[str, str]) -> bool:
-    """Whether the bundle lacks a wanted certificate, or still links to one that was removed."""
-    trusted = set(bodies(read_text(BUNDLE) or ""))
-    links = Path(BUNDLE).parent.glob(f"{PREFIX}*.pem")
-    return any(bodies(pem)[0] not in trusted for pem in files.values()) or any(
-        link.is_symlink() and os.readlink(link) not in files for link in links
+    """Whether the bundle lacks a wanted certificate, or the directory beside it has other links than it should.
+
+    By its hash a certificate is linked once, whatever name: one that another file holds too may go without.
+    """
+    trusted = Counter(bodies(read_text(BUNDLE) or ""))
+    names, hashes = links()
+    alone = {path for path, pem in files.items() if trusted[bodies(pem)[0]] < 2}
+    return (
+        names != files.keys()
+        or not alone <= hashes <= files.keys()
+        or any(not trusted[bodies(files[path])[0]] for path in alone)
     )
 
 

@@ -6,10 +6,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from typing import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_host import Change, HostError, converge, read_text, remove_file, run, write_file
+from ansible.module_utils.provision_host import (
+    Change,
+    HostError,
+    access_changes,
+    converge,
+    read_text,
+    remove_file,
+    run,
+    write_file,
+)
 
 DOCUMENTATION = r"""
 module: swap_file
@@ -68,6 +78,7 @@ diff:
 
 FSTAB = "/etc/fstab"
 PAGE = os.sysconf("SC_PAGE_SIZE")
+LAST_PAGE = slice(1028, 1032)  # of the header: the number of the last page, from 0
 HEADROOM = 64 * 2**20  # what must stay in memory besides the pages that come back from swap
 
 
@@ -83,12 +94,14 @@ def swaps() -> dict[str, tuple[int, int]]:
 
 
 def whole(path: str) -> int:
-    """The size of a file that is formatted as swap; 0 for anything else."""
+    """The size of a file that is formatted as swap in all its length; 0 for anything else."""
     if not os.path.isfile(path) or os.path.islink(path):
         return 0
     with open(path, "rb") as handle:
-        handle.seek(PAGE - 10)
-        return os.stat(path).st_size if handle.read(10) == b"SWAPSPACE2" else 0
+        page = handle.read(PAGE)
+        size = os.fstat(handle.fileno()).st_size
+    last_page = int.from_bytes(page[LAST_PAGE], sys.byteorder)
+    return size if page[-10:] == b"SWAPSPACE2" and (last_page + 1) * PAGE == size else 0
 
 
 def refuse_without_memory(path: str) -> None:
@@ -176,10 +189,8 @@ def plan(path: str, size: int) -> Iterator[Change]:
     if wrong and size:
         after = f"swap file of {text_of(size)}\n"
         yield Change(f"Made the swap file {path} of {text_of(size)}.", lambda: make(path, size), path, before, after)
-    elif size and os.stat(path).st_mode & 0o7777 != 0o600:
-        yield Change(
-            f"Closed {path} to other users.", lambda: os.chmod(path, 0o600), path, "mode: open\n", "mode: 0600\n"
-        )
+    elif size:
+        yield from access_changes(path, 0o600)
     fstab = read_text(FSTAB) or ""
     wanted = fstab_with(fstab, path, wanted=size > 0)
     if fstab != wanted:

@@ -20,6 +20,11 @@ def authorities(role_module, monkeypatch, tmp_path):
     def rebuild(_):
         files = sorted((tmp_path / "local").glob("*.crt"))
         (tmp_path / "certs/bundle.crt").write_text("".join(file.read_text() for file in files))
+        for link in (link for link in (tmp_path / "certs").iterdir() if link.is_symlink()):
+            link.unlink()
+        for number, file in enumerate(files):
+            (tmp_path / f"certs/{file.stem}.pem").symlink_to(file)
+            (tmp_path / f"certs/5ed36f9{number}.0").symlink_to(f"{file.stem}.pem")
 
     monkeypatch.setattr(module, "run", rebuild)
     return module
@@ -46,8 +51,17 @@ def test_each_certificate_gets_a_file_and_the_bundle_follows(authorities, tmp_pa
 def test_one_that_is_no_longer_wanted_goes(authorities, tmp_path):
     apply(authorities, [pem("QUFB"), pem("QkJC")])
     gone = next(path for path in (tmp_path / "local").iterdir() if "QkJC" in path.read_text())
-    (tmp_path / "certs" / f"{gone.stem}.pem").symlink_to(gone)
-    assert apply(authorities, [pem("QUFB")])[0] == f"Removed {gone}."
+    rebuilt = "Rebuilt the bundle of trusted certificates."
+    assert apply(authorities, [pem("QUFB")]) == [f"Removed {gone}.", rebuilt]
+    left = next((tmp_path / "local").iterdir())
+    assert apply(authorities, []) == [f"Removed {left}.", rebuilt]
+
+
+@pytest.mark.parametrize("pattern", ["provision-*.pem", "*.0"])
+def test_each_link_to_a_certificate_is_missed(authorities, tmp_path, pattern):
+    apply(authorities, [pem("QUFB")])
+    next((tmp_path / "certs").glob(pattern)).unlink()
+    assert apply(authorities, [pem("QUFB")]) == ["Rebuilt the bundle of trusted certificates."]
 
 
 def test_without_the_package_the_files_wait(authorities, monkeypatch):
@@ -58,3 +72,12 @@ def test_without_the_package_the_files_wait(authorities, monkeypatch):
 def test_a_file_without_a_certificate_is_refused(authorities):
     with pytest.raises(HostError, match="holds no certificate"):
         apply(authorities, ["hello"])
+
+
+def test_one_that_another_file_holds_too_is_linked_once(authorities, tmp_path):
+    (tmp_path / "local/another.crt").write_text(pem("QUFB"))
+    apply(authorities, [pem("QUFB")])
+    for link in (tmp_path / "certs").glob("*.0"):
+        if link.readlink().name.startswith("provision-"):
+            link.unlink()
+    assert apply(authorities, [pem("QUFB")]) == []

@@ -1,6 +1,7 @@
 """The swap file: each part judged for itself, from any state in which a run may have been killed."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ def host(role_module, monkeypatch, tmp_path):
         name, path = argv[0], argv[-1]
         if name == "mkswap":
             with open(path, "r+b") as handle:
+                handle.seek(1024)
+                handle.write(struct.pack("=II", 1, os.stat(path).st_size // module.PAGE - 1))
                 handle.seek(module.PAGE - 10)
                 handle.write(b"SWAPSPACE2")
         elif name == "swapon":
@@ -76,11 +79,19 @@ def test_a_run_killed_after_any_step_is_made_good(host, steps):
     assert host.path in host.swaps()
 
 
+def shrink(host):
+    """Format a part of the file only, as `mkswap FILE SIZE` does."""
+    with open(host.path, "r+b") as handle:
+        handle.seek(1028)
+        handle.write(struct.pack("=I", 9))
+
+
 @pytest.mark.parametrize(
     ("break_it", "repair"),
     [
         (lambda host: host.run(["swapoff", host.path]), ["Turned on swap on SWAP."]),
-        (lambda host: os.chmod(host.path, 0o644), ["Closed SWAP to other users."]),
+        (lambda host: os.chmod(host.path, 0o644), ["Set the mode of SWAP to 0600."]),
+        (shrink, ["Turned off swap on SWAP.", MADE[0], MADE[2]]),
         (lambda host: Path(host.FSTAB).write_text(""), ["Entered SWAP in"]),
         (lambda host: Path(host.path).write_bytes(b"\0" * 2 * MIB), ["Turned off swap on SWAP.", MADE[0], MADE[2]]),
     ],
