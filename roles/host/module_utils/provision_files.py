@@ -24,7 +24,7 @@ def write_file(path: str, text: str, mode: int = 0o644, owner: str = "root", gro
     """Put a whole file in place: written beside it with its final mode and owner, synced, renamed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # One fixed name: a run that was killed leaves at most this, and the next takes it over. The host's lock makes it safe.
+    # One fixed name: a run that was killed leaves at most this, and the next takes it over. The lock makes it safe.
     temporary = target.with_name(f".{target.name}.provision-new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
