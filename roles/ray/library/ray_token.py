@@ -8,7 +8,15 @@ import secrets
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_host import Change, HostError, converge, read_text, sha256_text, write_file
+from ansible.module_utils.provision_host import (
+    Change,
+    HostError,
+    access_changes,
+    converge,
+    read_text,
+    sha256_text,
+    write_file,
+)
 
 DOCUMENTATION = r"""
 module: ray_token
@@ -26,6 +34,10 @@ options:
     type: str
   value:
     description: With O(source), the token that was read there.
+    type: str
+    default: ""
+  sha256:
+    description: Instead of O(value), its SHA-256, in check mode only. A receipt holds this.
     type: str
     default: ""
 attributes:
@@ -70,26 +82,25 @@ diff:
 """
 
 
-def plan(path: str, source: str | None, value: str, check_mode: bool) -> Iterator[Change]:
+def plan(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
     """Make the token, copy it, or correct who can read it."""
+    path, source, value = wanted["path"], wanted["source"], wanted["value"]
     there = read_text(path)
     if source is None and not there:
         new = secrets.token_hex(32)
         yield Change("Made the token of the Ray cluster.", lambda: put(path, new), path, "no token\n", "a token\n")
-    elif source is not None and (there != value or not value):
+    elif source is not None and (not there or sha256_text(there) != wanted["sha256"]):
         if not value and not check_mode:
             raise HostError(
                 f"{source} heads this replica and has no token in {path}, so this host cannot join its Ray cluster. "
                 f"Run bootstrap for the whole replica, {source} included."
             )
-        sentence, before = (
-            f"Copied the token of the Ray cluster from {source}.",
-            "another token\n" if there else "no token\n",
-        )
+        before = "another token\n" if there else "no token\n"
+        sentence = f"Copied the token of the Ray cluster from {source}."
         yield Change(sentence, lambda: put(path, value), path, before, f"the token of {source}\n")
-    elif os.stat(path).st_mode & 0o7777 != 0o600:
-        sentence = f"Took {path} out of others' sight."
-        yield Change(sentence, lambda: os.chmod(path, 0o600), path, "mode: readable by others\n", "mode: 0600\n")
+    elif there and any(access_changes(path, 0o600)):
+        sentence, before = f"Took {path} out of others' sight.", "readable or writable by others\n"
+        yield Change(sentence, lambda: put(path, there), path, before, "root's, mode 0600\n")
 
 
 def put(path: str, token: str) -> None:
@@ -109,10 +120,13 @@ def main() -> None:
         "path": {"type": "path", "required": True},
         "source": {"type": "str"},
         "value": {"type": "str", "default": "", "no_log": True},
+        "sha256": {"type": "str", "default": ""},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    path, source, value = (module.params[name] for name in ("path", "source", "value"))
-    converge(module, lambda: plan(path, source, value, module.check_mode), lambda: facts(path))
+    wanted = module.params
+    if wanted["value"]:
+        wanted["sha256"] = sha256_text(wanted["value"])
+    converge(module, lambda: plan(wanted, module.check_mode), lambda: facts(wanted["path"]), forget=["value"])
 
 
 if __name__ == "__main__":

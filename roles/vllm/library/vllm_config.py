@@ -16,9 +16,11 @@ from ansible.module_utils.provision_host import (
     Change,
     HostError,
     absent_change,
+    access_changes,
     converge,
     file_change,
     read_text,
+    remove_file,
     run,
     sha256_text,
     write_file,
@@ -46,6 +48,10 @@ options:
     default: {}
   api_key:
     description: Key that clients must send; kept in a file of its own that only root can read.
+    type: str
+    default: ""
+  api_key_sha256:
+    description: Instead of O(api_key), the SHA-256 of that file, in check mode only. A receipt holds this.
     type: str
     default: ""
   python:
@@ -165,14 +171,14 @@ def put_secret(text: str) -> None:
     write_file(SECRETS, text, 0o600)
 
 
-def plan_secret(api_key: str) -> Iterator[Change]:
+def plan_secret(api_key: str, sha256: str) -> Iterator[Change]:
     """The file with the key: a diff would show it, so it only says that it differs."""
-    text, there = secret_text(api_key) if api_key else None, read_text(SECRETS)
-    words = (f"{'no' if there is None else 'another'} key\n", f"{'no key' if text is None else 'the key wanted'}\n")
-    if text is None and there is not None:
-        yield Change("Removed the key of the API.", lambda: os.unlink(SECRETS), SECRETS, *words)
-    elif text is not None and (text != there or os.stat(SECRETS).st_mode & 0o7777 != 0o600):
-        yield Change("Wrote the key of the API.", lambda: put_secret(text), SECRETS, *words)
+    there = read_text(SECRETS)
+    words = (f"{'no' if there is None else 'another'} key\n", f"{'the key wanted' if sha256 else 'no key'}\n")
+    if not sha256 and there is not None:
+        yield Change("Removed the key of the API.", lambda: remove_file(SECRETS), SECRETS, *words)
+    elif sha256 and (there is None or sha256_text(there) != sha256 or any(access_changes(SECRETS, 0o600))):
+        yield Change("Wrote the key of the API.", lambda: put_secret(secret_text(api_key)), SECRETS, *words)
 
 
 def plan(params: dict[str, Any]) -> Iterator[Change]:
@@ -180,7 +186,7 @@ def plan(params: dict[str, Any]) -> Iterator[Change]:
     if params["state"] == "absent":
         yield from absent_change(CONFIG)
         yield from absent_change(ENVIRONMENT)
-        yield from plan_secret("")
+        yield from plan_secret("", "")
         return
     changes = [
         *file_change(CONFIG, params["config"]),
@@ -189,7 +195,7 @@ def plan(params: dict[str, Any]) -> Iterator[Change]:
     if changes and os.path.exists(params["python"]):
         verify(params)
     yield from changes
-    yield from plan_secret(params["api_key"])
+    yield from plan_secret(params["api_key"], params["api_key_sha256"])
 
 
 def facts(params: dict[str, Any]) -> dict[str, Any]:
@@ -200,8 +206,8 @@ def facts(params: dict[str, Any]) -> dict[str, Any]:
         CONFIG: sha256_text(params["config"]),
         ENVIRONMENT: sha256_text(environment_text(params["environment"])),
     }
-    if params["api_key"]:
-        consumes[SECRETS] = sha256_text(secret_text(params["api_key"]))
+    if params["api_key_sha256"]:
+        consumes[SECRETS] = params["api_key_sha256"]
     return {"consumes": consumes}
 
 
@@ -211,13 +217,17 @@ def main() -> None:
         "config": {"type": "str", "default": ""},
         "environment": {"type": "dict", "default": {}},
         "api_key": {"type": "str", "default": "", "no_log": True},
+        "api_key_sha256": {"type": "str", "default": "", "no_log": False},
         "python": {"type": "path"},
         "parser": {"type": "str", "default": ""},
     }
     module = AnsibleModule(
         argument_spec=spec, required_if=[("state", "present", ["python", "config"])], supports_check_mode=True
     )
-    converge(module, lambda: plan(module.params), lambda: facts(module.params))
+    params = module.params
+    if params["api_key"]:
+        params["api_key_sha256"] = sha256_text(secret_text(params["api_key"]))
+    converge(module, lambda: plan(params), lambda: facts(params), forget=["api_key"])
 
 
 if __name__ == "__main__":

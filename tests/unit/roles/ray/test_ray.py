@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ansible.module_utils.provision_host import HostError, Ran
+from ansible.module_utils.provision_host import HostError, Ran, sha256_text
 
 MEMBERS = {"10.0.0.1": {"host": "a", "gpus": 8}, "10.0.0.2": {"host": "b", "gpus": 8}}
 WHOLE = {"10.0.0.1": {"alive": True, "gpus": 8, "head": True}, "10.0.0.2": {"alive": True, "gpus": 8, "head": False}}
@@ -13,8 +13,10 @@ WHOLE = {"10.0.0.1": {"alive": True, "gpus": 8, "head": True}, "10.0.0.2": {"ali
 def token(role_module):
     module = role_module("ray", "ray_token")
 
-    def converge(path, source=None, value="", check=False):
-        changes = list(module.plan(str(path), source, value, check))
+    def converge(path, source=None, value="", check=False, sha256=""):
+        wanted = {"path": str(path), "source": source, "value": value}
+        wanted["sha256"] = sha256 or (sha256_text(value) if value else "")
+        changes = list(module.plan(wanted, check))
         for change in changes if not check else ():
             change.act()
         return [change.action for change in changes]
@@ -38,6 +40,10 @@ def test_the_head_makes_a_token_once(token, tmp_path):
     path.chmod(0o644)
     assert token(path) == [f"Took {path} out of others' sight."]
     assert (path.read_text(), path.stat().st_mode & 0o777) == (made, 0o600)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert token(path) == [f"Took {path} out of others' sight."]
+    assert (path.is_symlink(), path.read_text()) == (False, made)
 
 
 def test_the_others_copy_it(token, tmp_path):
@@ -46,6 +52,18 @@ def test_the_others_copy_it(token, tmp_path):
     assert token(path, "a", "", check=True) == token(path, "a", "t0k3n") == [sentence]
     assert token(path, "a", "t0k3n") == []
     assert token(path, "a", "other") == [sentence]
+
+
+def test_a_receipt_tells_another_token_by_its_hash(token, tmp_path, role_module, fake_module, monkeypatch):
+    path = tmp_path / "ray.token"
+    token(path, "a", "t0k3n")
+    assert token(path, "a", "", check=True, sha256=sha256_text("t0k3n")) == []
+    assert token(path, "a", "", check=True, sha256=sha256_text("other")) != []
+    module, given = role_module("ray", "ray_token"), fake_module(path=str(path), source="a", value="t0k3n", sha256="")
+    monkeypatch.setattr(module, "AnsibleModule", lambda **_: given)
+    monkeypatch.setattr(module, "converge", lambda *_, forget: given.params.update(dict.fromkeys(forget, "forgotten")))
+    module.main()
+    assert given.params == {"path": str(path), "source": "a", "value": "forgotten", "sha256": sha256_text("t0k3n")}
 
 
 def test_a_head_without_a_token_is_told(token, tmp_path):

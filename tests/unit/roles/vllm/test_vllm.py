@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.provision_host import HostError, Ran
+from ansible.module_utils.provision_host import HostError, Ran, sha256_text
 
 PARAMS = {"state": "present", "config": "port: 8000\n", "environment": {"VLLM_HOST_IP": "10.0.0.1"}, "api_key": ""}
+PARAMS |= {"api_key_sha256": ""}
+KEY = {"api_key": "s3cr3t", "api_key_sha256": sha256_text('VLLM_API_KEY="s3cr3t"\n')}
 
 
 @pytest.fixture
@@ -85,18 +87,30 @@ def test_before_there_is_an_environment_vllm_cannot_be_asked(config):
 
 def test_the_key_is_kept_apart_and_out_of_the_diff(config, tmp_path):
     converge(config)
-    (change,) = config.plan({**config.params, "api_key": "s3cr3t"})
+    (change,) = config.plan({**config.params, **KEY})
     assert "s3cr3t" not in change.action + change.before + change.after
     change.act()
     assert (tmp_path / "secrets").read_text() == 'VLLM_API_KEY="s3cr3t"\n'
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o600
-    assert list(config.plan({**config.params, "api_key": "s3cr3t"})) == []
-    assert config.SECRETS in config.facts({**config.params, "api_key": "s3cr3t"})["consumes"]
+    assert list(config.plan({**config.params, **KEY})) == []
+    assert config.SECRETS in config.facts({**config.params, **KEY})["consumes"]
+    (tmp_path / "secrets").chmod(0o640)
+    assert converge(config, **KEY) == ["Wrote the key of the API."]
+    assert list(config.plan({**config.params, **KEY, "api_key": ""})) == []
     assert converge(config) == ["Removed the key of the API."]
 
 
+def test_a_receipt_keeps_the_hash_of_the_key_alone(config, fake_module, monkeypatch):
+    given, forgotten = fake_module(**{**config.params, **KEY, "api_key_sha256": ""}), []
+    monkeypatch.setattr(config, "AnsibleModule", lambda **_: given)
+    monkeypatch.setattr(config, "converge", lambda *_, forget: forgotten.extend(forget))
+    config.main()
+    assert forgotten == ["api_key"]
+    assert given.params["api_key_sha256"] == KEY["api_key_sha256"]
+
+
 def test_absent_removes_all(config):
-    converge(config, api_key="k")
+    converge(config, **KEY)
     assert len(converge(config, state="absent")) == 3
     assert converge(config, state="absent") == []
     assert config.facts({**config.params, "state": "absent"}) == {"consumes": {}}
