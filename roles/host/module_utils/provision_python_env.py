@@ -16,7 +16,9 @@ from typing import Any
 from ansible.module_utils.provision_transient import ca_environment, run_unit
 
 STAMP = 946684800  # 2000-01-01: the modification time of every file that was installed and not touched since
-RECORD = ".provision"  # below the environment: what was asked for, what was installed, and every file with its size
+RECORD = (
+    ".provision"  # below the environment: what was asked for, what was installed, and everything with its size and mode
+)
 
 # $NEW is built and renamed to $TARGET. The stamp comes before anything is compiled, since compiled files carry it. They
 # are made now, because who runs in the environment later may not write there.
@@ -37,8 +39,10 @@ cp -r "$FOLDER/wanted.json" "$NEW/.provision/"
 "$UV" pip freeze --quiet --no-config --python "$NEW" > "$NEW/.provision/lock.txt"
 cd "$NEW"
 find . -path ./.provision -prune -o -name __pycache__ -prune -o ! -type d -exec touch -h -d @"$STAMP" {} +
-find . -path ./.provision -prune -o -name __pycache__ -prune -o ! -type d -printf '%P\t%s\n' \
+find . -path ./.provision -prune -o -name __pycache__ -prune -o \
+  \( -type d -printf '%P\td %m\n' -o -printf '%P\t%s %m\n' \) \
   | LC_ALL=C sort > .provision/files
+touch -d @"$STAMP" .provision/files .provision/lock.txt .provision/wanted.json
 cd /
 if [ -n "$COMPILE" ]; then
   "$NEW/bin/python" -m compileall -q -j 0 "$NEW/lib" || true

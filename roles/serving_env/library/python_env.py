@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
@@ -18,8 +19,9 @@ short_description: Converges a Python environment to an exact list of packages
 description:
   - uv builds the environment under a temporary name, its imports are tried, it is synced to disk and renamed. The work
     is a transient systemd unit, which an interrupted run leaves at work and the next waits for.
-  - Every file is stamped with one modification time when it is installed, and listed with its size. A file that was
-    changed, added or removed since is found by that, and the environment is built anew beside the old one.
+  - Every file is stamped with one modification time when it is installed, and listed with its size and mode. A file
+    that was changed, added, removed, or given to another since is found by that, and the environment is built anew
+    beside the old one.
 options:
   directory:
     description: Where environments lie that are named by a hash of what they hold. They are never changed in place.
@@ -172,22 +174,37 @@ def place(params: dict[str, Any]) -> str:
     return f"{params['directory']}/{sha256_text(wanted_text(params))[:12]}"
 
 
+def describe(seen: os.stat_result, is_directory: bool) -> str:
+    """Size and mode as they were listed at the installation; a file that was touched since has other words."""
+    if (seen.st_uid, seen.st_gid) != (os.geteuid(), os.getegid()):
+        return "another owner"
+    if is_directory:
+        return f"d {stat.S_IMODE(seen.st_mode):o}"
+    return f"{seen.st_size} {stat.S_IMODE(seen.st_mode):o}" if seen.st_mtime == STAMP else "changed"
+
+
 def installed_files(env: str) -> dict[str, str]:
-    """Size of every file by path, as it was installed; one that was touched since has no size."""
-    found = {}
+    """Everything in the environment by path, in the words of its record."""
+    found = {"": describe(os.stat(env), is_directory=True)}
 
     def walk(folder: str, prefix: str) -> None:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != "__pycache__" and prefix + entry.name != RECORD:
-                        walk(entry.path, f"{prefix}{entry.name}/")
-                else:
-                    seen = entry.stat(follow_symlinks=False)
-                    found[prefix + entry.name] = str(seen.st_size) if seen.st_mtime == STAMP else "changed"
+                is_directory, path = entry.is_dir(follow_symlinks=False), prefix + entry.name
+                if is_directory and (entry.name == "__pycache__" or path == RECORD):
+                    continue
+                found[path] = describe(entry.stat(follow_symlinks=False), is_directory)
+                if is_directory:
+                    walk(entry.path, f"{path}/")
 
     walk(env, "")
     return found
+
+
+def record_is_touched(env: str) -> bool:
+    """Whether somebody wrote in the record itself since the installation."""
+    paths = (f"{env}/{RECORD}/{name}" for name in ("files", "lock.txt", "wanted.json"))
+    return any(os.path.exists(path) and os.stat(path).st_mtime != STAMP for path in paths)
 
 
 def differences(env: str, wanted: str) -> list[str]:
@@ -201,9 +218,10 @@ def differences(env: str, wanted: str) -> list[str]:
         return ["another list of packages"]
     listed = dict(line.rsplit("\t", 1) for line in recorded.splitlines())
     there = installed_files(env)
-    lines = [f"{path}: missing" for path in listed.keys() - there.keys()]
-    lines += [f"{path}: changed" for path in listed.keys() & there.keys() if listed[path] != there[path]]
+    lines = [f"{path or '.'}: missing" for path in listed.keys() - there.keys()]
+    lines += [f"{path or '.'}: changed" for path in listed.keys() & there.keys() if listed[path] != there[path]]
     lines += [f"{path}: not installed by us" for path in there.keys() - listed.keys()]
+    lines += [f"{RECORD}: changed"] if record_is_touched(env) else []
     if not lines and not os.path.exists(f"{env}/bin/python"):
         lines.append("bin/python: the interpreter that it points to is gone")
     return sorted(lines)
@@ -268,6 +286,7 @@ def main() -> None:
         module,
         lambda: after(module.params["unit"], module.check_mode, lambda: plan(module.params)),
         lambda: facts(module.params),
+        forget=["index_url", "extra_index_urls"],  # may hold a password, and say nothing of what is installed
     )
 
 

@@ -184,7 +184,8 @@ def plan(path: str, size: int) -> Iterator[Change]:
     if size and wrong:
         refuse_without_disk(path, size)
     if in_use and wrong:
-        yield Change(f"Turned off swap on {path}.", lambda: run(["swapoff", path]))
+        now = (f"{path}: on\n", f"{path}: off\n")
+        yield Change(f"Turned off swap on {path}.", lambda: run(["swapoff", path]), "/proc/swaps", *now)
     before = f"swap file of {text_of(is_whole)}\n" if is_whole else "no whole swap file\n"
     if wrong and size:
         after = f"swap file of {text_of(size)}\n"

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_host import run
+from ansible.module_utils.provision_host import read_text, run
+from ansible.module_utils.provision_receipt import record_step
 
 DOCUMENTATION = r"""
 module: vllm_canary
@@ -27,8 +29,8 @@ options:
     description: The name that the model is served by.
     type: str
     required: true
-  api_key:
-    description: Key of the API.
+  key_file:
+    description: File of the server's environment with C(VLLM_API_KEY), where the API asks for a key.
     type: str
     default: ""
   unit:
@@ -79,11 +81,18 @@ ATTEMPT_PAUSE_S = 5  # in which an engine that has died is noticed to be dead
 RESTARTS = 3  # a unit that ended this often while we waited will not come up by waiting
 
 
+def api_key(path: str) -> str:
+    """The key that the server was given; empty for none."""
+    found = re.search(r'^VLLM_API_KEY=(".*")$', (read_text(path) or "") if path else "", re.MULTILINE)
+    return str(json.loads(found[1])) if found else ""
+
+
 def request(params: dict[str, Any], path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
     """One call of the API, straight to the host past any proxy."""
     headers = {"Content-Type": "application/json"}
-    if params["api_key"]:
-        headers["Authorization"] = f"Bearer {params['api_key']}"
+    key = api_key(params["key_file"])
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     call = urllib.request.Request(params["url"] + path, data, headers)  # noqa: S310  http, from the inventory
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(call, timeout=timeout_s) as answer:
@@ -167,7 +176,7 @@ def main() -> None:
     spec = {
         "url": {"type": "str", "required": True},
         "model": {"type": "str", "required": True},
-        "api_key": {"type": "str", "default": "", "no_log": True},
+        "key_file": {"type": "str", "default": "", "no_log": False},
         "unit": {"type": "str", "default": "vllm.service"},
         "timeout": {"type": "int", "default": 1800},
     }
@@ -177,6 +186,7 @@ def main() -> None:
     result = canary(module.params)
     if "msg" in result:
         module.fail_json(**result)
+    record_step(module, {})
     module.exit_json(changed=False, **result)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import subprocess
 import zipfile
 
 import pytest
@@ -25,19 +26,22 @@ def module(role_module):
 
 @pytest.fixture
 def environment(tmp_path, module):
-    """An environment as the build leaves it."""
+    """An environment as the build leaves it: the build's own lines make the record."""
     env = tmp_path / "env"
     (env / "lib/pkg/__pycache__").mkdir(parents=True)
     (env / ".provision").mkdir()
     (env / "bin").mkdir()
     (env / "bin/python").symlink_to("/bin/sh")
+    (env / "bin/vllm").write_text("#!/bin/sh\n")
+    (env / "bin/vllm").chmod(0o755)
     (env / "lib/pkg/a.py").write_text("a")
     (env / "lib/pkg/__pycache__/a.pyc").write_text("compiled")
-    for path in ("bin/python", "lib/pkg/a.py"):
-        os.utime(env / path, (module.STAMP, module.STAMP), follow_symlinks=False)
-    (env / ".provision/files").write_text("bin/python\t7\nlib/pkg/a.py\t1\n")
     (env / ".provision/lock.txt").write_text("pkg==1\n")
     (env / ".provision/wanted.json").write_text("wanted")
+    lines = provision_python_env.BUILD
+    recording = lines[lines.index('cd "$NEW"') : lines.index("cd /\n")]
+    variables = {**os.environ, "NEW": str(env), "STAMP": str(module.STAMP)}
+    subprocess.run(["/bin/sh", "-euc", recording], env=variables, check=True)
     return env
 
 
@@ -53,10 +57,22 @@ def test_an_untouched_environment_is_left_alone(module, environment):
     assert module.differences(str(environment), "wanted") == []
 
 
+def relink(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
 @pytest.mark.parametrize(
     ("drift", "told"),
     [
         (lambda env: (env / "lib/pkg/a.py").unlink(), ["lib/pkg/a.py: missing"]),
+        (lambda env: (env / "lib/pkg/a.py").chmod(0o600), ["lib/pkg/a.py: changed"]),
+        (lambda env: (env / "bin/vllm").chmod(0o644), ["bin/vllm: changed"]),
+        (lambda env: (env / "lib/pkg").chmod(0o700), ["lib/pkg: changed"]),
+        (lambda env: env.chmod(0o700), [".: changed"]),
+        (lambda env: relink(env / "bin/python", "/bin/ls"), ["bin/python: changed"]),
+        (lambda env: (env / "lib/pkg/new").mkdir(), ["lib/pkg/new: not installed by us"]),
+        (lambda env: (env / ".provision/lock.txt").write_text("pkg==2\n"), [".provision: changed"]),
         (lambda env: (env / "lib/pkg/a.py").write_text("b"), ["lib/pkg/a.py: changed"]),
         (lambda env: (env / "lib/other.py").write_text(""), ["lib/other.py: not installed by us"]),
         (lambda env: (env / ".provision/files").unlink(), ["unfinished"]),
@@ -66,6 +82,11 @@ def test_an_untouched_environment_is_left_alone(module, environment):
 def test_drift_is_found(module, environment, drift, told):
     drift(environment)
     assert module.differences(str(environment), "wanted") == told
+
+
+def test_another_owner_is_found(module, environment, monkeypatch):
+    monkeypatch.setattr(module.os, "geteuid", lambda: 4242)
+    assert "lib/pkg/a.py: changed" in module.differences(str(environment), "wanted")
 
 
 def test_an_interpreter_that_is_gone_is_found(module, environment):

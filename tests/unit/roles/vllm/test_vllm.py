@@ -119,7 +119,7 @@ def test_absent_removes_all(config):
 @pytest.fixture
 def canary(role_module, fake_module, module_end, monkeypatch):
     module = role_module("vllm", "vllm_canary")
-    params = {"url": "http://h:8000", "model": "tiny", "api_key": "", "unit": "vllm.service", "timeout": 60}
+    params = {"url": "http://h:8000", "model": "tiny", "key_file": "", "unit": "vllm.service", "timeout": 60}
     monkeypatch.setattr(module, "AnsibleModule", lambda **_: fake_module(**params))
     monkeypatch.setattr(module, "PAUSE_S", 0)
     monkeypatch.setattr(module, "ATTEMPT_PAUSE_S", 0)
@@ -144,6 +144,31 @@ def test_tokens_count_as_served(canary):
     canary.ready = [False, False]
     result = canary.result()
     assert (result["failed"], result["changed"], result["tokens"]) == (False, False, 4)
+
+
+def test_the_key_is_read_where_the_server_has_it(role_module, config, monkeypatch, tmp_path):
+    canary = role_module("vllm", "vllm_canary")
+    asked = []
+
+    class Opener:
+        def open(self, call, timeout):
+            asked.append(call.get_header("Authorization"))
+            return open("/dev/null", "rb")
+
+    monkeypatch.setattr(canary.urllib.request, "build_opener", lambda *_: Opener())
+    converge(config, api_key='a "b"', api_key_sha256="another")
+    for path in (config.SECRETS, "", str(tmp_path / "none")):
+        canary.request({"url": "http://h", "key_file": path}, "/", None, 1)
+    assert asked == ['Bearer a "b"', None, None]
+
+
+def test_that_it_served_is_noted_for_the_receipt(canary, monkeypatch):
+    noted = []
+    monkeypatch.setattr(canary, "record_step", lambda module, facts: noted.append(facts))
+    canary.result()
+    canary.answer = {}
+    assert canary.result()["failed"]
+    assert noted == [{}]
 
 
 def test_an_answer_without_tokens_does_not(canary):
