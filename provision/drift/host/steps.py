@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,12 +56,25 @@ class _Recorder(provision_host.Outcome):  # type: ignore[misc]  # part of the bu
 
 def prepare() -> None:
     """Have the modules' shared code look once, and leave out what was settled when the receipt was made."""
+    _import_late("urllib", "request")
     provision_host.Outcome = _Recorder
     provision_host.run = remembering(provision_host.run)
     # From here on, since what imports `run` keeps the one that it finds.
     units = importlib.import_module("ansible.module_utils.provision_units")
     # systemd has read these very texts before they were put in place; to have it read them again takes half a second.
     vars(units)["verify"] = lambda _units, _check_mode: None
+
+
+def _import_late(package: str, name: str) -> None:
+    """Have a module load at its first use: this one costs more than many a step, and most steps never use it."""
+    spec = importlib.util.find_spec(f"{package}.{name}")
+    if spec is None or spec.loader is None or spec.name in sys.modules:
+        return
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    setattr(sys.modules[package], name, module)
+    spec.loader.exec_module(module)
 
 
 def remembering(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,8 +58,7 @@ class Witness:
             return None
 
     def _clauses(self, change: Mapping[str, Any]) -> Iterator[str | None]:
-        names = names_of(change)
-        listed = package_names(change)
+        names, listed = names_of(change), package_names(change)
         if listed:
             yield packages.who(listed, self.since)
         changed = _changed_at(change["resource"])
@@ -72,6 +71,8 @@ class Witness:
     def _by_command(self, names: list[str], changed: float | None, value: str) -> str | None:
         """The last command that names the resource, and could have made the change when it was made."""
         found = [command for command in self.commands() if _is_about(command.line, names)]
+        if set(names) & {flag for flags in GPU_FLAGS for flag in flags}:
+            found = [command for command in found if "nvidia-smi" in command.line]
         if changed is not None:
             found = [command for command in found if command.at - 2 <= changed <= command.at + NEAR_S]
         exact = [command for command in found if value and "\n" not in value and _is_about(command.line, [value])]
@@ -114,6 +115,16 @@ class Witness:
 
 
 UNIT_KINDS = (".service", ".timer", ".socket", ".mount", ".swap", ".target")
+# The options of nvidia-smi that set the same thing.
+GPU_FLAGS = (
+    ("-pm", "--persistence-mode"),
+    ("-pl", "--power-limit"),
+    ("-c", "--compute-mode"),
+    ("-e", "--ecc-config"),
+    ("-mig", "--multi-instance-gpu"),
+    ("-lgc", "-rgc", "--lock-gpu-clocks", "--reset-gpu-clocks"),
+    ("-lmc", "-rmc", "--lock-memory-clocks", "--reset-memory-clocks"),
+)
 ENDED = {"inactive": "stopped", "failed": "failed", "activating": "began to start"}
 
 
@@ -124,7 +135,7 @@ def names_of(change: Mapping[str, Any]) -> list[str]:
     if listed:
         return listed
     if resource.startswith("nvidia-smi "):
-        return ["nvidia-smi"]
+        return next((list(flags) for flags in GPU_FLAGS if resource.split()[1] in flags), [])
     if resource.endswith(UNIT_KINDS):
         return [resource, resource.rsplit(".", 1)[0]]
     if re.fullmatch(r"[a-z][\w-]*(\.[\w/-]+)+", resource):  # a sysctl
