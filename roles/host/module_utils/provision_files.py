@@ -5,11 +5,14 @@ Standard library only, Python 3.9 and later.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import hashlib
 import os
 import pwd
+import shutil
 from pathlib import Path
+from typing import Iterator
 
 
 def read_text(path: str) -> str | None:
@@ -41,6 +44,21 @@ def write_file(path: str, text: str, mode: int = 0o644, owner: str = "root", gro
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(str(target.parent))
+
+
+@contextlib.contextmanager
+def work_folder(parent: str, name: str) -> Iterator[Path]:
+    """A folder for what is needed only now, closed to others; those of processes that were killed go first."""
+    for left in Path(parent).glob(f"{name}.*"):
+        if not Path("/proc", left.suffix[1:]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = Path(parent, f"{name}.{os.getpid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_file(path: str) -> None:

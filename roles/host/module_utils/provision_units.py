@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
+from ansible.module_utils.provision_files import work_folder
 from ansible.module_utils.provision_host import HostError, read_text, run, sha256_text
 
 UNIT_DIRECTORY = "/etc/systemd/system"
@@ -143,7 +143,7 @@ def verify(units: list[dict[str, Any]], check_mode: bool) -> None:
     texts = {u["name"]: full_text(u) for u in units if u["verify"] and u["content"] and u["state"] != "absent"}
     if all(read_text(f"{UNIT_DIRECTORY}/{name}") == text for name, text in texts.items()):
         return
-    with tempfile.TemporaryDirectory(prefix="provision-verify-") as folder:
+    with work_folder(RECORDS, "verify-units") as folder:
         for name, text in texts.items():
             Path(folder, name).write_text(text, encoding="utf-8")
         done = run(["systemd-analyze", "verify", "--man=no", *(f"{folder}/{name}" for name in texts)], check=False)

@@ -7,11 +7,11 @@ import difflib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_files import work_folder
 from ansible.module_utils.provision_host import (
     Change,
     HostError,
@@ -108,6 +108,7 @@ diff:
 """
 
 CONFIG, ENVIRONMENT = "/etc/provision/vllm.yaml", "/etc/provision/vllm.env"
+WORK = "/run/provision"
 SECRETS = "/etc/provision/secrets/vllm.env"
 
 
@@ -144,13 +145,18 @@ def explain(error: str, options: list[str]) -> str:
 def verify(params: dict[str, Any]) -> None:
     """Have vLLM read the new configuration; a refusal is a HostError."""
     env = {name: str(value) for name, value in params["environment"].items()}
-    with tempfile.TemporaryDirectory(prefix="provision-vllm-") as folder:
+    with work_folder(WORK, "verify-vllm") as folder:
         config = Path(folder, "vllm.yaml")
         config.write_text(params["config"], encoding="utf-8")
         program = Path(folder, "parse.py")
         program.write_text(params["parser"], encoding="utf-8")
         # Its caches are the service's; root must leave nothing there.
-        env.update(HOME=folder, VLLM_CACHE_ROOT=folder, TORCHINDUCTOR_CACHE_DIR=folder, VLLM_LOGGING_LEVEL="ERROR")
+        env.update(
+            HOME=str(folder),
+            VLLM_CACHE_ROOT=str(folder),
+            TORCHINDUCTOR_CACHE_DIR=str(folder),
+            VLLM_LOGGING_LEVEL="ERROR",
+        )
         done = run([params["python"], str(program), str(config)], check=False, timeout_s=600, env=env)
     try:
         answer = json.loads(done.out.strip().splitlines()[-1])

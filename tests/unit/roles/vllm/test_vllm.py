@@ -14,7 +14,7 @@ KEY = {"api_key": "s3cr3t", "api_key_sha256": sha256_text('VLLM_API_KEY="s3cr3t"
 @pytest.fixture
 def config(role_module, tmp_path, monkeypatch):
     module = role_module("vllm", "vllm_config")
-    for name in ("CONFIG", "ENVIRONMENT", "SECRETS"):
+    for name in ("CONFIG", "ENVIRONMENT", "SECRETS", "WORK"):
         monkeypatch.setattr(module, name, str(tmp_path / name.lower()))
     (tmp_path / "python").touch()
     module.params = {**PARAMS, "python": str(tmp_path / "python"), "parser": ""}
