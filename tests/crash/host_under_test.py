@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import oracle
 from rehearsal import Run, Site
@@ -27,6 +28,8 @@ INVENTORY = {
     "hosts.yml": "serving:\n  children:\n    tiny_a:\n      hosts:\n        node-1:\n",
     "host_vars/node-1.yml": "swap_size: 64M\ngpu_locked_clocks: { 3: 1830 }\ngpu_power_limit: { 1: 450 }\n",
 }
+
+RECEIPTS = "import glob, json; print(json.dumps([json.load(open(path)) for path in glob.glob('/var/lib/provision/receipts/*.json')]))"
 
 
 class HostUnderTest:
@@ -129,6 +132,15 @@ class HostUnderTest:
             cwd=self.site.directory.parent,
             env=os.environ | state | self.environment(environment),
         )
+
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """The receipts that the host keeps, by stage."""
+        found = json.loads(self.host.run(["python3", "-c", RECEIPTS]).stdout)
+        return {receipt["stage"]: receipt for receipt in found}
+
+    def step(self, module: str) -> dict[str, Any]:
+        """The first step of a module in the host's receipts."""
+        return next(step for each in self.receipts().values() for step in each["steps"] if step["module"] == module)
 
     def sh(self, script: str, check: bool = True) -> str:
         """A shell script as root on the host, past its login."""

@@ -14,7 +14,7 @@ from provision.lab.host import LabHost
 
 State = dict[str, Any]
 PROGRAM = (Path(__file__).parent / "oracle_program.py").read_text(encoding="utf-8")
-QUICK = "etc,lib,run,root,swaps,units"  # what a single module can reach; the rest of the tree costs a second
+QUICK = "etc,lib,run,root,scratch,swaps,units"  # what a single module can reach; the rest of the tree costs a second
 
 
 def read(host: LabHost, areas: str = "all") -> State:

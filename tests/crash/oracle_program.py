@@ -41,9 +41,10 @@ SKIP = {
 }
 # Names that only work in progress has, wherever it is.
 PARTIAL = re.compile(
-    r"\.(new|old|partial|tmp|dpkg-new|dpkg-tmp)(\.|$)|\.ansible/tmp/|/\.[^/]+\.[a-z0-9_]{8}$|/\.provision-|\.pending$|provision-verify"
+    r"\.(new|old|partial|tmp|dpkg-new|dpkg-tmp)(\.|$)|\.ansible/tmp/|/\.[^/]+\.[a-z0-9_]{8}$|/\.provision-|provision-verify"
 )
 # Rebuilt by themselves at times of their own.
+# Notes of a stage that was begun (*.pending) are a run's memory, not the host's state, and are left out below.
 VOLATILE = re.compile(
     r"/__pycache__/|/tmp/systemd-private-|/tmp/\.[A-Za-z0-9]+-unix|\.cache/|/\.lesshst$|/usr/local/lib/python3[^/]*/"
 )
@@ -67,9 +68,9 @@ def read(path):
 def content(path, size):
     """A hash; of a large file its ends, which is where formats keep what makes them whole."""
     with open(path, "rb") as file:
-        head = file.read(2**20)
-        file.seek(max(0, size - 2**16))
-        data = head + file.read()
+        data = file.read(2**20)
+        file.seek(max(len(data), size - 2**16))
+        data += file.read()
     if path.startswith("/run/provision/") and path.endswith(".consumed"):
         data = data.split(b" ", 1)[-1]  # begins with the invocation id, which is compared with systemd's below
     if path == "/etc/shadow":  # the day of the last change of a password is a time
@@ -99,7 +100,11 @@ def walk(root, with_content):
         folders[:] = [name for name in folders if os.path.join(top, name) not in SKIP]
         for name in names + folders:
             path = os.path.join(top, name)
-            if path not in SKIP and not VOLATILE.search(path + "/" if name in folders else path):
+            if (
+                path not in SKIP
+                and not path.endswith(".pending")
+                and not VOLATILE.search(path + "/" if name in folders else path)
+            ):
                 found[path] = tell(path, with_content)
     return found
 
