@@ -1,0 +1,87 @@
+"""`provision resume [INVENTORY]`: go on with the last run that did not come to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from provision import exits
+from provision.cli.bootstrap import perform
+from provision.cli.fleet import load
+from provision.cli.history import ending
+from provision.cli.options import Options
+from provision.converge.history import RunRecord, last_unfinished
+from provision.converge.identity import clock
+from provision.converge.outcome import BAD
+
+SHOWN = 8  # hosts that are told of
+
+
+@click.command()
+@click.argument("inventory", type=click.Path(path_type=Path), required=False)
+@click.option("-D", "--diff", is_flag=True, help="Show changed files line by line.")
+@click.option("-v", "--verbose", count=True, help="Show Ansible's own text; -vv and more as for ansible-playbook.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines (docs/events.md), nothing else.")
+def resume(*, inventory: Path | None, diff: bool, verbose: int, as_json: bool) -> int:
+    """Go on with the last run of INVENTORY (or of any) that died, was interrupted or failed on some host.
+
+    It asks for the same hosts and stages; what the receipts prove to stand is not visited again.
+    """
+    record = last_unfinished(inventory)
+    if record is None:
+        if not as_json:
+            click.echo(f"Nothing to resume{f' for {inventory}' if inventory else ''}: every run came to its end.")
+        return exits.OK
+    if not as_json:
+        for text in told(record):
+            click.echo(text, err=True)
+    where = inventory or record.inventory
+    return perform(load(where, record.lab), where, options(record, verbose=verbose, as_json=as_json, diff=diff))
+
+
+def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff: bool = False) -> Options:
+    """What that run was asked for, for a run that continues it."""
+    facts = record.facts
+    limit = facts.get("limit")
+    if str(limit or "").startswith("@"):  # what such a limit means has changed since
+        limit = ",".join(record.hosts)
+    stages = facts.get("asked_stages", facts.get("stages")) or ()
+    forks = facts.get("forks")
+    return Options(
+        limit=limit,
+        stages=tuple(map(str, stages)),
+        full=bool(facts.get("full")),
+        forks=int(forks) if forks else None,
+        verbose=verbose,
+        as_json=as_json,
+        diff=diff,
+        lab=record.lab,
+        resumes=record.id,
+    )
+
+
+def told(record: RunRecord) -> list[str]:
+    """What is resumed: which run, how it ended, and where each of its hosts stood."""
+    how = {"died": f"died at about {clock(record.last_seen)}", "interrupted": "was interrupted"}
+    ended = how.get(record.state, f"ended as {ending(record)}")
+    who = record.who or record.facts.get("user")
+    lines = [
+        f"Resuming {record.id}, begun at {clock(str(record.facts.get('started', '')))} by {who}; it {ended}.",
+    ]
+    hosts = [host for host in record.hosts if host in record.outcome.last or host in record.statuses]
+    for host in hosts[:SHOWN]:
+        lines.append(f"  {host} {_stood(record, host)}")
+    if len(hosts) > SHOWN:
+        lines.append(f"  and {len(hosts) - SHOWN} more: provision show {record.id}")
+    return lines
+
+
+def _stood(record: RunRecord, host: str) -> str:
+    last, status = record.outcome.last.get(host), record.statuses.get(host)
+    if host in record.outcome.running:
+        return f"was in {last}"
+    if status in BAD:
+        word = str(status).replace("_", " ")
+        return f"{'was' if status != 'failed' else 'had'} {word}" + (f", last in {last}" if last else "")
+    return f"had done {last}" if last else "had begun nothing"
