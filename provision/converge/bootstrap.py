@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
-from provision.converge.handover import write_source, write_variables
+from provision.converge.handover import write_playbook, write_source, write_variables
 from provision.converge.history import taken_over
 from provision.converge.journal import Event, Journal
 from provision.converge.lock import locked
@@ -159,13 +159,14 @@ class _Run:
         left_out = [name for name, host in self.recorder.hosts.items() if host.failure]
         stages = [stage for stage in self.stages if any(stage in own for own in visits.values())]
         directory = self.journal.directory
-        source, variables = directory / "run.yml", directory / "variables.json"
+        path, source, variables = (directory / name for name in ("play.yml", "run.yml", "variables.json"))
+        write_playbook(path, stages)
         write_source(source, self.fleet, visits, standing.inputs, left_out)
         write_variables(variables, self.journal.id, stages)
         playbook = Playbook(
+            path=path,
             sources=[*self.fleet.sources, source],
             hosts=[*visits, *left_out],
-            stages=stages,
             variables=[self.fleet.stack.path, variables],
             check=self.how.check,
             forks=self.how.forks,

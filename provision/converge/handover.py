@@ -1,4 +1,6 @@
-"""What a run tells the playbooks, beside the user's inventory: two files in the run's directory.
+"""What a run tells Ansible, beside the user's inventory: three files in the run's directory.
+
+`play.yml`: the playbooks of the stages that are to run, and no others, since Ansible reads all that it is given.
 
 `run.yml`, an inventory source (its text is JSON, which reads faster): each host's replica and inputs, the hosts that
 are left out, and for each stage a group of the hosts that it is to visit. `variables.json`: the run's id, where the
@@ -11,9 +13,18 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from provision.content import content_root
 from provision.converge.inputs import Inputs
 from provision.drift import verifier_text
 from provision.inventory import Fleet
+
+
+def write_playbook(path: Path, stages: Sequence[str]) -> None:
+    """Write `play.yml`: what playbooks/bootstrap.yml has of these stages."""
+    playbooks = content_root() / "playbooks"
+    names = ["unreached.yml", *(f"stages/{stage}.yml" for stage in stages)]
+    plays = [{"name": name, "ansible.builtin.import_playbook": str(playbooks / name)} for name in names]
+    path.write_text(json.dumps(plays), encoding="utf-8")
 
 
 def write_source(

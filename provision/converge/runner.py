@@ -23,11 +23,11 @@ from provision.converge.environment import environment
 
 @dataclass(frozen=True)
 class Playbook:
-    """What to run: `hosts` by name, `stages` as tags, `variables` files of extra variables, the last one wins."""
+    """What to run: `hosts` by name, `variables` files of extra variables, the last one wins."""
 
+    path: Path
     sources: Sequence[Path]
     hosts: Sequence[str]
-    stages: Sequence[str]
     variables: Sequence[Path]
     check: bool
     forks: int
@@ -60,7 +60,7 @@ def run_playbook(
     on_text: Callable[[str], None],
     on_stop: Callable[[], None] = lambda: None,
 ) -> tuple[int, bool]:
-    """Run bootstrap.yml; `scratch` is made, used for what ansible-runner keeps on disk, and removed.
+    """Run a playbook; `scratch` is made, used for what ansible-runner keeps on disk, and removed.
 
     `on_stop` is called once, when a first signal has asked for an end. Returns Ansible's own exit code, and whether a
     signal ended the run.
@@ -97,7 +97,7 @@ def _settings(playbook: Playbook, scratch: Path) -> dict[str, object]:
     return {
         "private_data_dir": str(scratch),
         "ident": "run",
-        "playbook": str(root / "playbooks/bootstrap.yml"),
+        "playbook": str(playbook.path),
         "inventory": [str(path) for path in playbook.sources],
         "limit": f"@{scratch / 'hosts'}",
         "cmdline": _arguments(playbook),
@@ -108,7 +108,7 @@ def _settings(playbook: Playbook, scratch: Path) -> dict[str, object]:
 
 
 def _arguments(playbook: Playbook) -> str:
-    arguments = ["--forks", str(playbook.forks), "--tags", ",".join(playbook.stages)]
+    arguments = ["--forks", str(playbook.forks)]
     arguments += [word for path in playbook.variables for word in ("-e", f"@{path}")]
     arguments += ["--check"] if playbook.check else []
     # Differences are always asked for: the summary is made of them. Whether they are shown in full is the caller's.

@@ -39,8 +39,8 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
             (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
         (root / "roles/preflight/vars").mkdir()
         (root / "roles/preflight/vars/main.yml").write_text("preflight_profiles: {}\n")
-        for module in ("provision.content", "provision.inventory.load", "provision.converge.runner"):
-            monkeypatch.setattr(f"{module}.content_root", lambda: root)
+        for module in ("content", "inventory.load", "converge.runner", "converge.handover"):
+            monkeypatch.setattr(f"provision.{module}.content_root", lambda: root)
         return root
 
     return make

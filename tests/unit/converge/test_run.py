@@ -66,7 +66,7 @@ def test_a_run_that_fails_on_one_host(content, inventory, state, tmp_path, monke
     kept = files_of(result)
     assert [json.loads(line) for line in kept["events.jsonl"].splitlines()] == events
     assert json.loads(kept["run.json"])["exit_code"] == exits.FAILED
-    assert sorted(kept) == ["ansible.log", "events.jsonl", "provision-verify", "run.json", "run.yml", "variables.json"]
+    assert sorted(kept) == ["ansible.log", "events.jsonl", "play.yml", "provision-verify", "run.json", "run.yml", "variables.json"]
     assert SECRET not in "".join(kept.values())
     assert not leaked
     assert "True" in kept["ansible.log"]
