@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,7 +13,7 @@ from provision.cli.fleet import inventory_argument, lab_option, load
 from provision.cli.options import Options
 from provision.cli.progress import progress
 from provision.cli.summary import show
-from provision.converge import STAGES
+from provision.converge import STAGES, Result
 from provision.converge import bootstrap as converge
 from provision.converge.history import last_failed
 from provision.inventory import Fleet
@@ -45,6 +47,14 @@ def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: st
 @click.option("-f", "--forks", type=click.IntRange(1), help="Hosts at once [default: all, 64 at most].")
 @click.option("-v", "--verbose", count=True, help="Show Ansible's own text; -vv and more as for ansible-playbook.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines (docs/events.md), nothing else.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This controller, or all those of a Ray cluster, each with a share of the hosts (docs/scale.md).",
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="With --engine ray: where the cluster is [env: RAY_ADDRESS].")
 @lab_option
 def bootstrap(
     *,
@@ -57,10 +67,14 @@ def bootstrap(
     forks: int | None,
     verbose: int,
     as_json: bool,
+    engine: str,
+    ray_address: str | None,
     lab: bool,
 ) -> int:
     """Bring every host of INVENTORY to what it says; again, and only what has drifted is changed."""
-    options = Options(limit, stages, check, full, forks, verbose, as_json, diff, lab)
+    options = Options(
+        limit, stages, check, full, forks, verbose, as_json, diff, lab, engine=engine, ray_address=ray_address
+    )
     return perform(load(inventory, lab), inventory, options)
 
 
@@ -73,7 +87,7 @@ def perform(fleet: Fleet, inventory: Path, options: Options) -> int:
             click.echo(f"No host of {inventory} failed in its last run.")
             return exits.OK
     with progress(fleet, inventory, text=options.verbose > 0, as_json=options.as_json) as display:
-        result = converge(
+        result = _engine(options)(
             fleet,
             limit=limit,
             stages=options.stages,
@@ -81,10 +95,18 @@ def perform(fleet: Fleet, inventory: Path, options: Options) -> int:
             full=options.full,
             forks=options.forks,
             verbosity=max(0, options.verbose - 1),
-            resumes=options.resumes,
             on_event=display.event,
             on_text=display.text,
         )
     if not options.as_json:
         show(result, fleet, inventory, full=options.diff)
     return result.exit_code
+
+
+def _engine(options: Options) -> Callable[..., Result]:
+    """What runs it: this process, or the controllers of a Ray cluster."""
+    if options.engine == "local":
+        return partial(converge, resumes=options.resumes)
+    from provision.converge.shards import run_shards  # noqa: PLC0415 - Ray is an extra that few install
+
+    return partial(run_shards, address=options.ray_address)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """How to run. `lab`: rehearse on simulated hosts; `resumes`: the id of the earlier run that this one continues."""
+    """How to run. `lab`: rehearse on simulated hosts; `resumes`: the id of the earlier run that this one continues.
+
+    `engine`: `local`, or `ray` for the controllers of the Ray cluster at `ray_address`.
+    """
 
     limit: str | None = None
     stages: tuple[str, ...] = ()
@@ -19,3 +22,5 @@ class Options:
     diff: bool = False
     lab: bool = False
     resumes: str | None = None
+    engine: str = "local"
+    ray_address: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,6 +11,7 @@ from typing import TypeVar
 from provision.converge.handover import write_playbook, write_source, write_variables
 from provision.converge.history import taken_over
 from provision.converge.journal import Event, Journal
+from provision.converge.lease import Lease
 from provision.converge.lock import locked
 from provision.converge.recorder import Recorder
 from provision.converge.result import Failure, Result
@@ -106,20 +107,28 @@ class _Run:
         self.recorder, self.journal, self.on_text = recorder, journal, on_text
         self.interrupted = False
         self.waves = 0
+        self.lease: Lease | None = None
 
     def go(self) -> Result:
         """Look, change what does not stand, look again; until all stands, or it is clear that it will not."""
         start = time.monotonic()
         standing = self.look("reach", self.hosts, full=self.how.full)
-        for _ in range(ROUNDS):
-            if not standing.visits:
-                break
-            if not self.change(standing) or self.how.check:
-                break
-            standing = self.look("verify", self._changed(standing))
-        else:
-            self._give_up(standing)
+        if standing.visits and self.how.check:
+            self.change(standing)
+        elif standing.visits:
+            with Lease(self._named(standing.visits), self.journal.id) as self.lease:
+                for name, holder in self.lease.took_over.items():
+                    self.recorder.send("lock_taken_over", host=name, **taken_over(holder))
+                self._come_to_rest(standing)
         return self._result(time.monotonic() - start)
+
+    def _come_to_rest(self, standing: Standing) -> None:
+        for _ in range(ROUNDS):
+            if not (standing.visits and self.change(standing)):
+                return
+            fine = [name for name in standing.visits if not self.recorder.hosts[name].failure]
+            standing = self.look("verify", self._named(fine))
+        self._give_up(standing)
 
     def look(self, stage: str, hosts: Sequence[Host], full: bool = False) -> Standing:
         """Ask hosts what stands; those that cannot be asked are refused, which the next waves then know."""
@@ -142,20 +151,23 @@ class _Run:
     def change(self, standing: Standing) -> bool:
         """Run what is to be visited, wave by wave; false if something stopped it."""
         waves = [tuple(standing.visits)] if self.how.check else standing.waves
-        for hosts in waves:
+        for number, hosts in enumerate(waves, start=1):
             self.waves += 1
             self.recorder.send("wave_started", wave=self.waves, hosts=list(hosts))
-            visits = {name: standing.visited(name) for name in hosts}
-            code = self._play(standing, visits)
+            self._play(standing, {name: standing.visited(name) for name in hosts})
+            self._note_lost()
             failed = any(self.recorder.hosts[name].failure for name in hosts)
-            if self.interrupted or self.recorder.error or (failed and hosts != waves[-1]):
-                self._stop_before(waves[waves.index(hosts) + 1 :])
-                return False
-            if code and not failed:
+            if self.interrupted or self.recorder.error or (failed and number < len(waves)):
+                self._stop_before(waves[number:])
                 return False
         return True
 
-    def _play(self, standing: Standing, visits: Mapping[str, Sequence[str]]) -> int:
+    def _note_lost(self) -> None:
+        """A host that another run took over meanwhile is no longer ours to change."""
+        for name, reason in (self.lease.lost if self.lease else {}).items():
+            self.recorder.hosts[name].failure = Failure("verify", "lease", reason)
+
+    def _play(self, standing: Standing, visits: Mapping[str, Sequence[str]]) -> None:
         left_out = [name for name, host in self.recorder.hosts.items() if host.failure]
         stages = [stage for stage in self.stages if any(stage in own for own in visits.values())]
         directory = self.journal.directory
@@ -175,7 +187,6 @@ class _Run:
         runner = self.recorder.runner_event
         code, self.interrupted = run_playbook(playbook, directory / "runner", runner, self.on_text, self._stopping)
         self.recorder.end(0 if self.interrupted else code)
-        return code
 
     def _stopping(self) -> None:
         running = {host: {"stage": stage, "task": task} for host, (stage, task) in self.recorder.running.items()}
@@ -187,10 +198,8 @@ class _Run:
         for name in (name for wave in waves for name in wave):
             self.recorder.hosts[name].spared = because or "the interrupt"
 
-    def _changed(self, standing: Standing) -> list[Host]:
-        """The hosts to look at again: those that were visited and did not fail."""
-        fine = {name for name in standing.visits if not self.recorder.hosts[name].failure}
-        return [host for host in self.hosts if host.name in fine]
+    def _named(self, names: Collection[str]) -> list[Host]:
+        return [host for host in self.hosts if host.name in names]
 
     def _possible(self, standing: Standing) -> Standing:
         """Without the stages that need a whole replica, where a host of it has failed."""
