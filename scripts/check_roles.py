@@ -1,14 +1,60 @@
-"""Each role states its interface: `defaults/main.yml` and `meta/argument_specs.yml` agree, and both are documented."""
+"""Each role states its interface, and brings about nothing that a receipt would not see.
+
+`defaults/main.yml` and `meta/argument_specs.yml` agree, and both are documented. Tasks use this project's modules,
+which note their steps; of Ansible's own only those that manage nothing.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROLES = Path(__file__).resolve().parent.parent / "roles"
 SHARED = {"hardware_profile", "stack", "lab"}  # declared by preflight, used by several roles
+# What they do is seen by other means: `reboot` follows from what runs, and `slurp` reads.
+BUILT_IN = {
+    "assert",
+    "debug",
+    "fail",
+    "import_tasks",
+    "include_role",
+    "include_tasks",
+    "include_vars",
+    "meta",
+    "reboot",
+}
+BUILT_IN |= {"set_fact", "slurp"}
+# What may stand in a task beside its module. `notify` and `listen` are left out: a handler that a killed run did not
+# reach is never made up for.
+KEYWORDS = {"always", "any_errors_fatal", "args", "become", "become_user", "block", "changed_when", "check_mode"}
+KEYWORDS |= {"delegate_facts", "delegate_to", "delay", "diff", "environment", "failed_when", "ignore_errors", "loop"}
+KEYWORDS |= {"loop_control", "name", "no_log", "register", "rescue", "retries", "run_once", "tags", "throttle"}
+KEYWORDS |= {"timeout", "until", "vars", "when"}
+
+
+def tasks_of(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All tasks of a list, those in blocks too."""
+    for entry in entries or []:
+        yield entry
+        for part in ("block", "rescue", "always"):
+            yield from tasks_of(entry.get(part, []))
+
+
+def unseen(role: Path) -> list[str]:
+    """Tasks that use what a receipt does not see, as sentences."""
+    known = {path.stem for path in ROLES.glob("*/library/*.py")} | {f"ansible.builtin.{name}" for name in BUILT_IN}
+    return [
+        f"{role.name}: {file.name}: {task.get('name', 'a task')!r} uses {word}, which no receipt sees; use one of ours"
+        for folder in ("tasks", "handlers")
+        for file in sorted((role / folder).glob("**/*.yml"))
+        for task in tasks_of(yaml.safe_load(file.read_text(encoding="utf-8")))
+        for word in task
+        if word not in known | KEYWORDS
+    ]
 
 
 def undocumented(defaults: Path) -> list[str]:
@@ -39,7 +85,7 @@ def problems_of(role: Path) -> list[str]:
         for name in options.keys() - SHARED
         if not name.startswith(f"{role.name}_")
     ]
-    return found
+    return found + unseen(role)
 
 
 def main() -> int:

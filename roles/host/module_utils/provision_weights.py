@@ -6,13 +6,12 @@ Standard library only, Python 3.9 and later.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import stat
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
@@ -26,47 +25,10 @@ from ansible.module_utils.provision_host import (
     write_file,
 )
 from ansible.module_utils.provision_hub import HubError, find_commit, list_files
+from ansible.module_utils.provision_sealed import is_sealed, open_mode, seal, which_hold
 from ansible.module_utils.provision_transient import ca_environment, run_unit
 
-STAMP = 946684800  # 2000-01-01: the modification time of every file whose content was verified
-BLOCK = 1 << 22  # bytes read at a time
 MARGIN = 1 << 30  # bytes that stay free beside the weights
-
-
-def is_sealed(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the file was verified and not written since, told by its size and modification time alone."""
-    try:
-        seen = path.stat()
-    except OSError:
-        return False
-    return seen.st_size == wanted["size"] and seen.st_mtime == STAMP
-
-
-def seal(path: Path) -> None:
-    """Mark a file as verified."""
-    os.chmod(path, 0o644)
-    os.utime(path, (STAMP, STAMP))
-
-
-def holds(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the file's content is what the hub says, by reading all of it."""
-    try:
-        size = path.stat().st_size
-        digest = hashlib.sha256() if "sha256" in wanted else hashlib.sha1(b"blob %d\0" % size)  # noqa: S324  git's
-        with path.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-    except OSError:
-        return False
-    return size == wanted["size"] and digest.hexdigest() == wanted.get("sha256", wanted.get("git"))
-
-
-def which_hold(folder: Path, files: dict[str, dict[str, Any]], names: Iterable[str]) -> set[str]:
-    """Those of the files whose content is right; several are read at a time."""
-    listed = list(names)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        verdicts = pool.map(lambda name: holds(folder / name, files[name]), listed)
-        return {name for name, right in zip(listed, verdicts) if right}  # noqa: B905  Python 3.9
 
 
 def missing_shards(folder: Path, files: dict[str, Any]) -> list[str]:
@@ -131,10 +93,11 @@ class Weights:
         self.files = json.loads(self.text)["files"]
 
     def _known_manifest(self) -> str | None:
-        """The manifest on the host; None if there is none for these files."""
+        """The manifest on the host; None if there is none for these files, or somebody wrote in it."""
         text = read_text(self.manifest)
         try:
-            return text if text and json.loads(text)["exclude"] == self.params["exclude"] else None
+            is_known = text and is_sealed(Path(self.manifest), {"size": len(text.encode())})
+            return text if is_known and json.loads(text)["exclude"] == self.params["exclude"] else None
         except (ValueError, KeyError):
             return None
 
@@ -143,7 +106,7 @@ class Weights:
         try:
             return find_commit(endpoint, repo, self.params["revision"], self.params["token"])
         except HubError as error:
-            known = sorted(self.base.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+            known = sorted(self.base.glob("*.json"), key=lambda path: path.stat().st_ctime, reverse=True)
             for path in known:
                 if json.loads(path.read_text(encoding="utf-8"))["revision"] == self.params["revision"]:
                     self.warn(f"{error} Keeping commit {path.stem}, which {self.params['revision']} was before.")
@@ -176,7 +139,39 @@ class Weights:
             self.expect_room(wanted)
             yield self.download_change(wanted)
         else:
-            yield from file_change(self.manifest, self.text or "")
+            yield from self.manifest_changes()
+            yield from self.access_changes()
+
+    def manifest_changes(self) -> Iterator[Change]:
+        """The list of what is there: its text, its mode, and that nobody wrote it since."""
+        changes = list(file_change(self.manifest, self.text or ""))
+        is_whole = read_text(self.manifest) == self.text
+        for change in changes:
+            change.act = change.act if is_whole else self.write_manifest
+            yield change
+        if not changes and not is_sealed(Path(self.manifest), {"size": len((self.text or "").encode())}):
+            sentence, before = f"Verified again {self.manifest}.", "written since it was verified\n"
+            yield Change(sentence, lambda: seal(Path(self.manifest)), self.manifest, before, "the same content\n")
+
+    def access_changes(self) -> Iterator[Change]:
+        """Who serves must be able to read all of it."""
+        closed = self.closed()
+        if closed:
+            before = "".join(f"{path}: mode {stat.S_IMODE(path.stat().st_mode):04o}\n" for path in closed)
+            after = "".join(f"{path}: mode {open_mode(path):04o}\n" for path in closed)
+            sentence = f"Opened {names_of(path.name for path in closed)} to readers."
+            yield Change(sentence, lambda: self.open_up(closed), str(self.place), before, after)
+
+    def closed(self) -> list[Path]:
+        """Of what is in place, the directories and files whose mode is not what readers need."""
+        files = [self.place / name for name in self.files]
+        folders = {folder for path in files for folder in path.parents if self.place in (folder, *folder.parents)}
+        places = [self.base, *sorted(folders), *files]
+        return [path for path in places if path.exists() and stat.S_IMODE(path.stat().st_mode) != open_mode(path)]
+
+    def open_up(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            os.chmod(path, open_mode(path))
 
     def download_change(self, wanted: list[str]) -> Change:
         """The change that fetches these files."""
@@ -218,6 +213,7 @@ class Weights:
             )
         os.sync()
         self.install(wanted)
+        self.open_up(self.closed())  # whatever this process makes directories with
 
     def unverified(self, names: list[str]) -> list[str]:
         """Of the partial files, mark those that are right and remove the others; tell which are still to be had."""
@@ -271,6 +267,7 @@ class Weights:
 
     def write_manifest(self) -> None:
         write_file(self.manifest, self.text or "")
+        seal(Path(self.manifest))
 
     def facts(self) -> dict[str, Any]:
         """Where the files are, as later stages need to know."""

@@ -131,6 +131,7 @@ def main() -> None:
         module,
         lambda: after(module.params["unit"], module.check_mode, lambda: weights.plan(module.check_mode)),
         weights.facts,
+        forget=["token"],
     )
 
 

@@ -191,3 +191,15 @@ def test_an_owner_that_does_not_exist_yet_is_foretold(role_module, tmp_path):
     module = role_module("host", "text_files")
     wanted = [{"path": str(tmp_path / "d"), "owner": "nobody-yet", "mode": "0755"}]
     assert next(module.plan(wanted, [])).after == "nobody-yet:nobody-yet 0755\n"
+
+
+def test_a_directory_may_be_a_link_but_not_one_that_leads_nowhere(role_module, tmp_path):
+    module = role_module("host", "text_files")
+    who = pwd.getpwuid(os.getuid()).pw_name
+    wanted = [{"path": str(tmp_path / "link"), "owner": who, "mode": "0755"}]
+    (tmp_path / "disk").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert list(module.plan(wanted, [])) == []
+    (tmp_path / "disk").rmdir()
+    with pytest.raises(HostError, match="a link that leads nowhere"):
+        list(module.plan(wanted, []))

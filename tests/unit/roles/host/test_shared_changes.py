@@ -115,3 +115,39 @@ def test_only_what_differs_is_a_change(tmp_path):
     path.chmod(0o600)
     assert [change.action for change in file_change(str(path), "x")] == [f"Set the mode of {path} to 0644."]
     assert [change.action for change in file_change(str(path), "y")] == [f"Rewrote {path}."]
+
+
+def told(path, text="x", mode=0o644):
+    return [change.action for change in file_change(str(path), text, mode=mode)]
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path):
+    path, other = tmp_path / "file", tmp_path / "other"
+    other.write_text("x")
+    path.symlink_to(other)
+    (change,) = file_change(str(path), "x")
+    assert (change.action, change.before) == (f"Put a file in the place of the link {path}.", f"a link to {other}\n")
+    change.act()
+    assert (path.is_symlink(), path.read_text(), told(path)) == (False, "x", [])
+
+
+def test_another_owner_and_mode_are_two_changes(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_file(str(path), "x", 0o600)
+    monkeypatch.setattr(provision_host.os, "geteuid", lambda: 4242)
+    assert told(path) == [f"Gave {path} back to root.", f"Set the mode of {path} to 0644."]
+
+
+def test_a_directory_in_the_place_of_a_file_is_told(tmp_path):
+    (tmp_path / "file").mkdir()
+    for look in (file_change(str(tmp_path / "file"), "x"), provision_host.absent_change(str(tmp_path / "file"))):
+        with pytest.raises(HostError, match="should be a file, and is something else"):
+            next(look)
+
+
+def test_what_should_be_absent_is_removed_even_when_it_leads_nowhere(tmp_path):
+    (tmp_path / "link").symlink_to("/nowhere")
+    (change,) = provision_host.absent_change(str(tmp_path / "link"))
+    change.act()
+    assert not (tmp_path / "link").is_symlink()
+    assert list(provision_host.absent_change(str(tmp_path / "link"))) == []

@@ -1,8 +1,10 @@
 """Weights: found in place, verified, fetched file by file, against the lab's own hub."""
 
 import json
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 from ansible.module_utils import provision_hub, provision_weights
@@ -160,6 +162,48 @@ def test_a_damaged_manifest_is_made_anew(make):
     with open(weights.manifest, "w") as file:
         file.write("{")
     assert converge(make()) == [f"Rewrote {weights.manifest}."]
+
+
+def test_a_manifest_that_somebody_wrote_is_not_believed(make):
+    weights = make()
+    converge(weights)
+    text = Path(weights.manifest).read_text()
+    with open(weights.manifest, "w") as file:
+        file.write(text.replace("config.json", "other.json"))
+    assert converge(make(), check=True) == converge(make()) == [f"Rewrote {weights.manifest}."]
+    with open(weights.manifest, "w") as file:
+        file.write(text)
+    assert converge(make()) == [f"Verified again {weights.manifest}."]
+    assert converge(make()) == []
+
+
+def test_what_readers_cannot_read_is_opened(make):
+    weights = make()
+    converge(weights)
+    weights.place.chmod(0o700)
+    (weights.place / "config.json").chmod(0o600)
+    name = f"{weights.commit}, config.json"
+    assert converge(make(), check=True) == converge(make()) == [f"Opened {name} to readers."]
+    assert converge(make()) == []
+
+
+def test_a_strict_umask_closes_nothing(make):
+    before = os.umask(0o077)
+    try:
+        converge(make())
+        assert converge(make()) == []
+    finally:
+        os.umask(before)
+
+
+def test_the_token_is_not_kept(role_module, fake_module, monkeypatch):
+    module, forgotten = role_module("weights", "model_weights"), []
+    params = {"directory": "/m", "repo": "a/b", "unit": "u", "token": "hf_secret"}
+    monkeypatch.setattr(module, "AnsibleModule", lambda **_: fake_module(**params))
+    monkeypatch.setattr(fake_module, "warn", None, raising=False)
+    monkeypatch.setattr(module, "converge", lambda *_, forget: forgotten.extend(forget))
+    module.main()
+    assert forgotten == ["token"]
 
 
 def test_pages_and_refusals(monkeypatch):
