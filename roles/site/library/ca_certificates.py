@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_files import work_folder
 from ansible.module_utils.provision_host import Change, HostError, absent_change, converge, file_change, read_text, run
 
 DOCUMENTATION = r"""
@@ -66,6 +67,7 @@ diff:
 FOLDER = "/usr/local/share/ca-certificates"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PREFIX = "provision-"
+WORK = "/run/provision"
 BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -117,6 +119,12 @@ def bundle_disagrees(files: dict[str, str]) -> bool:
     )
 
 
+def rebuild() -> None:
+    """Have the bundle made anew; what it needs meanwhile lies where the next run clears what a kill left."""
+    with work_folder(WORK, "certificates") as folder:
+        run(["update-ca-certificates"], env={"TMPDIR": str(folder)})
+
+
 def plan(texts: list[str]) -> Iterator[Change]:
     """The files, and then the bundle if it does not agree with them."""
     files = wanted_files(texts)
@@ -128,7 +136,7 @@ def plan(texts: list[str]) -> Iterator[Change]:
     if bundle_disagrees(files) and shutil.which("update-ca-certificates"):
         yield Change(
             "Rebuilt the bundle of trusted certificates.",
-            lambda: run(["update-ca-certificates"]),
+            rebuild,
             BUNDLE,
             "disagrees with the site's certificates\n",
             "agrees\n",

@@ -13,11 +13,12 @@ def authorities(role_module, monkeypatch, tmp_path):
     module = role_module("site", "ca_certificates")
     monkeypatch.setattr(module, "FOLDER", str(tmp_path / "local"))
     monkeypatch.setattr(module, "BUNDLE", str(tmp_path / "certs/bundle.crt"))
+    monkeypatch.setattr(module, "WORK", str(tmp_path / "work"))
     monkeypatch.setattr(module.shutil, "which", lambda name: name)
     (tmp_path / "certs").mkdir()
     (tmp_path / "local").mkdir()
 
-    def rebuild(_):
+    def rebuild(*_, **__):
         files = sorted((tmp_path / "local").glob("*.crt"))
         (tmp_path / "certs/bundle.crt").write_text("".join(file.read_text() for file in files))
         for link in (link for link in (tmp_path / "certs").iterdir() if link.is_symlink()):
