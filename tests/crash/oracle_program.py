@@ -159,24 +159,19 @@ def units():
             found.setdefault(name, {})["at boot"] = state
     loaded = (text("systemctl", "list-units", "--all", "--plain", "--no-legend", "--full") or "").splitlines()
     names = [line.split()[0] for line in loaded if not PASSING.match(line.split()[0])]
-    # A unit that only others mention is loaded or not as systemd's memory goes.
-    keys = "Id,LoadState,ActiveState,SubState,Result,MainPID,InvocationID,NeedDaemonReload,Type,DropInPaths"
+    keys = "Id,LoadState,ActiveState,SubState,Result,MainPID,InvocationID,NeedDaemonReload,DropInPaths"
     blocks = (text("systemctl", "show", "--property=" + keys, *names) or "").split("\n\n")
     for block in blocks:
         shown = dict(line.split("=", 1) for line in block.strip().splitlines() if "=" in line)
         name = shown.get("Id", "")
-        if not name or shown["LoadState"] == "not-found":
-            continue
+        # Whether systemd still has a unit in memory that does nothing is systemd's business.
         idle = shown["ActiveState"] == "inactive" and shown.get("Result", "") in ("success", "")
-        if idle and name not in found:
+        if not name or shown["LoadState"] == "not-found" or idle:
             continue
         entry = found.setdefault(name, {})
-        entry["unread"] = shown["NeedDaemonReload"]
+        entry.update(unread=shown["NeedDaemonReload"], state=[shown["ActiveState"], shown["SubState"]])
         entry["drop-ins"] = shown.get("DropInPaths", "")
-        oneshot = shown.get("Type") == "oneshot" and shown["ActiveState"] != "failed"
-        # A one-shot without RemainAfterExit is inactive before and after its work, and both are right.
-        entry["state"] = "one-shot" if oneshot and idle else [shown["ActiveState"], shown["SubState"]]
-        if name.endswith((".service",)) and not name.startswith(("systemd-", "dbus", "ssh.")):
+        if name.endswith(".service") and not name.startswith(("systemd-", "dbus", "ssh.")):
             entry["process"] = running(name, shown)
     return found
 
