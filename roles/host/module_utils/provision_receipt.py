@@ -33,9 +33,7 @@ def record_step(module: Any, facts: Mapping[str, Any], forget: Iterable[str] = (
 
 def _append(stage: str, line: str) -> None:
     """Add a line for good. One that a power cut tore is ended first: it stays alone unreadable."""
-    folder = Path(FOLDER)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = own_folder()
     descriptor = os.open(folder / f"{stage}.pending", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "r+b") as pending:
         is_torn = pending.seek(0, os.SEEK_END) > 0 and os.pread(descriptor, 1, pending.tell() - 1) != b"\n"
@@ -43,6 +41,19 @@ def _append(stage: str, line: str) -> None:
         pending.flush()
         os.fsync(descriptor)
     sync_directory(str(folder))
+
+
+def own_folder() -> Path:
+    """The folder of the receipts, made if need be, and closed to others.
+
+    It comes with the first note of any stage, so no role lists it: a plan would promise what is there by then.
+    """
+    folder = Path(FOLDER)
+    for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        if path.stat().st_mode & 0o777 & ~mode:
+            path.chmod(mode)
+    return folder
 
 
 def pending_steps(stage: str, run: str) -> list[dict[str, Any]]:
@@ -64,7 +75,6 @@ def pending_steps(stage: str, run: str) -> list[dict[str, Any]]:
 def seal(stage: str, inputs: Mapping[str, str], run: str) -> None:
     """Make the receipt of this run's steps; equal steps and inputs make equal receipts."""
     receipt = {"format": 1, "stage": stage, "inputs": dict(inputs), "steps": pending_steps(stage, run)}
-    Path(FOLDER).parent.mkdir(parents=True, exist_ok=True)
-    Path(FOLDER).mkdir(mode=0o700, exist_ok=True)
+    own_folder()
     write_file(f"{FOLDER}/{stage}.json", json.dumps(receipt, sort_keys=True, indent=1) + "\n", 0o600)
     remove_file(f"{FOLDER}/{stage}.pending")

@@ -98,3 +98,12 @@ def test_the_module_seals_what_is_asked_for(
         module.main()
     assert end.value.result == {"failed": False, "changed": False, "sealed": sealed}
     assert (folder / "swap.json").exists() is sealed
+
+
+def test_the_folder_is_made_closed_and_closed_again(folder, fake_module):
+    record_step(fake_module(size=1), {})
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o755, 0o700]
+    folder.parent.chmod(0o777)
+    folder.chmod(0o755)
+    seal("host", {}, "r1")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o755, 0o700]
