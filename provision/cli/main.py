@@ -27,6 +27,7 @@ COMMANDS = [
     ("resume", "provision.cli.resume:resume", "Go on with the last run that died, was interrupted or failed."),
     ("history", "provision.cli.history:history", "The runs that were made here: who, when, what, how it ended."),
     ("show", "provision.cli.show:show", "What one run changed, with the differences, and what failed."),
+    ("drift", "provision.cli.drift:drift", "What is no longer as the last bootstrap left it, and who changed it."),
     ("status", "provision.cli.status:status", "What is: hosts, GPUs, units, Ray nodes, model, health."),
     ("ask", "provision.cli.ask:ask", "Ask the served model one question."),
     ("lab", "provision.cli.lab:lab", "Simulated hosts, to rehearse an inventory before touching machines."),
