@@ -107,7 +107,7 @@ class Lease:
         with self._guard:
             if tried.session and not self._ended.is_set():
                 self._sessions[tried.host.name] = tried.session
-                self._boots.setdefault(tried.host.name, tried.boot_id)
+                self._boots[tried.host.name] = tried.boot_id
                 self.missing.pop(tried.host.name, None)
                 return
         if tried.session:
@@ -154,20 +154,25 @@ class Lease:
 
     def _take_again(self, host: Host) -> None:
         """Try until the host answers. Our own last holder there may need its minute to end."""
+        boot = self._boots.get(host.name)
         while not self._ended.wait(RETRY_S):
             tried = self._try(host)
             if tried.refused is not None and not self._is_mine(tried.refused):
                 self.lost[host.name] = f"{host.name} is being changed {_by(holder(tried.refused))}"
                 return
             if tried.session:
-                self._judge(host, tried)
+                self._judge(host, tried, boot)
                 return
 
-    def _judge(self, host: Host, tried: _Try) -> None:
-        """Whether someone had it while we had not. What a host knew of leases is gone when it has rebooted."""
-        before, boot = tried.before, self._boots.get(host.name)
-        self._boots[host.name] = tried.boot_id
-        if boot == tried.boot_id and (before is None or before.run != self._mine.run):
+    def _judge(self, host: Host, tried: _Try, boot: str | None) -> None:
+        """Whether someone had it while we had not; `boot` is the one in which we had it, if ever.
+
+        What a host knew of leases is gone when it has rebooted.
+        """
+        before = tried.before
+        if before and before.run == self._mine.run:
+            return
+        if boot == tried.boot_id:
             self.lost[host.name] = f"{host.name} was changed {_by(before)} while it was cut off"
         elif boot is None and before:
             self.took_over[host.name] = before
