@@ -187,9 +187,8 @@ def changes_since(before: Sequence[HostLook], now: Sequence[HostLook]) -> list[s
         gone = [key for key in was if key not in is_now]
         # Of a host that fell silent nothing is known: what it said before is neither there nor gone.
         if not host.receipts.trouble:
-            lines += [
-                f"{clock} {escape(host.name)}: [green]{escape(f'{key} is as it should be again.')}[/]" for key in gone
-            ]
+            again = ["it answers again." if key == HOST else escape(f"{key} is as it should be again.") for key in gone]
+            lines += [f"{clock} {escape(host.name)}: [green]{sentence}[/]" for sentence in again]
     return lines
 
 
