@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Iterator
 
+WORK = "work"  # beside the host's lock; cleared by whoever next takes it
+
 
 def read_text(path: str) -> str | None:
     """The text of a file, None if there is none."""
@@ -48,17 +50,21 @@ def write_file(path: str, text: str, mode: int = 0o644, owner: str = "root", gro
 
 @contextlib.contextmanager
 def work_folder(parent: str, name: str) -> Iterator[Path]:
-    """A folder for what is needed only now, closed to others; those of processes that were killed go first."""
-    for left in Path(parent).glob(f"{name}.*"):
-        if not Path("/proc", left.suffix[1:]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    Path(parent).mkdir(parents=True, exist_ok=True)
-    folder = Path(parent, f"{name}.{os.getpid()}")
+    """A folder below `parent` for what is needed only now, closed to others."""
+    folder = Path(parent, WORK, f"{name}.{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_work(path: str) -> None:
+    """Remove the folders of processes that were killed."""
+    for left in Path(path).glob("*.*"):
+        if not Path("/proc", left.suffix[1:]).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def remove_file(path: str) -> None:

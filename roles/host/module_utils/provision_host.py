@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from ansible.module_utils.provision_files import (
+    WORK,
+    clear_work,
     read_text,
     remove_file,
     sha256_text,
@@ -48,6 +50,7 @@ __all__ = [  # what nearly every module needs, from one place
 LOCK_PATH = "/run/provision/lock"
 LOCK_WAIT_S = 600
 TRANSIENT = "/run/systemd/transient"  # where systemd keeps the units of systemd-run while they run
+_held: list[int] = []  # the lock, while it is ours: the programs that we start share it
 
 
 class HostError(Exception):
@@ -122,7 +125,8 @@ def converge(
 def host_lock(what: str = "", path: str = LOCK_PATH, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold the host while it is changed: the task of a killed controller runs on, and must end before the next.
 
-    Waits that long; and longer for long work, which ends by itself.
+    Waits that long; and longer for long work, which ends by itself. What a module starts holds the lock with it: a
+    program that outlives its module, which was killed, must end before the next, too.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
@@ -142,7 +146,12 @@ def host_lock(what: str = "", path: str = LOCK_PATH, wait_s: float = LOCK_WAIT_S
         lock.truncate(0)
         json.dump({"pid": os.getpid(), "command": ", ".join(filter(None, told)), "since": since}, lock)
         lock.flush()
-        yield
+        clear_work(str(Path(path).parent / WORK))
+        _held.append(lock.fileno())
+        try:
+            yield
+        finally:
+            _held.clear()
 
 
 def _locked(lock: Any) -> bool:
@@ -204,6 +213,7 @@ def run(
             errors="replace",
             timeout=timeout_s,
             env=environment,
+            pass_fds=_held,
             check=False,
         )
         ran = Ran(done.returncode, done.stdout, done.stderr)

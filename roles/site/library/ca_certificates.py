@@ -67,6 +67,7 @@ diff:
 FOLDER = "/usr/local/share/ca-certificates"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PREFIX = "provision-"
+ENABLED, STOCK = "/etc/ca-certificates.conf", "/usr/share/ca-certificates"
 WORK = "/run/provision"
 BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
@@ -104,8 +105,15 @@ def links() -> tuple[set[str], set[str]]:
     return names, hashes
 
 
+def enabled() -> Iterator[str]:
+    """The certificates of the distribution that the bundle holds, each as its base64."""
+    for name in (read_text(ENABLED) or "").splitlines():
+        text = read_text(f"{STOCK}/{name}") if name and name[0] not in "#!" else None
+        yield from bodies(text or "")
+
+
 def bundle_disagrees(files: dict[str, str]) -> bool:
-    """Whether the bundle lacks a wanted certificate, or the directory beside it has other links than it should.
+    """Whether the bundle lacks a certificate, or the directory beside it has other links than it should.
 
     By its hash a certificate is linked once, whatever name: one that another file holds too may go without.
     """
@@ -116,6 +124,7 @@ def bundle_disagrees(files: dict[str, str]) -> bool:
         names != files.keys()
         or not alone <= hashes <= files.keys()
         or any(not trusted[bodies(files[path])[0]] for path in alone)
+        or any(not trusted[body] for body in enabled())
     )
 
 

@@ -2,9 +2,12 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 from ansible.module_utils import provision_host
+from ansible.module_utils.provision_files import work_folder
 from ansible.module_utils.provision_host import (
     Change,
     HostError,
@@ -151,3 +154,28 @@ def test_what_should_be_absent_is_removed_even_when_it_leads_nowhere(tmp_path):
     change.act()
     assert not (tmp_path / "link").is_symlink()
     assert list(provision_host.absent_change(str(tmp_path / "link"))) == []
+
+
+def test_a_program_that_outlives_its_module_keeps_the_lock(lock_here):
+    module = f"""
+import ansible.module_utils
+ansible.module_utils.__path__.append({os.path.dirname(provision_host.__file__)!r})
+from ansible.module_utils import provision_host as host
+with host.host_lock("module x", {lock_here!r}):
+    host.run(["sh", "-c", "sleep 1 & kill -KILL $PPID"], check=False)
+"""
+    killed = subprocess.run([sys.executable, "-c", module], check=False)
+    assert killed.returncode == -9
+    assert lock_holder(lock_here) is not None
+    with host_lock("module y", lock_here, wait_s=10):
+        assert lock_holder(lock_here)["pid"] == os.getpid()
+
+
+def test_work_folders_of_the_dead_go_with_the_next_lock(lock_here, tmp_path):
+    with work_folder(str(tmp_path / "run"), "verify") as mine:
+        dead = mine.with_name("verify.99999999")
+        dead.mkdir()
+        with host_lock("module x", lock_here):
+            assert mine.is_dir()
+            assert not dead.exists()
+    assert not mine.exists()

@@ -14,6 +14,8 @@ def authorities(role_module, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "FOLDER", str(tmp_path / "local"))
     monkeypatch.setattr(module, "BUNDLE", str(tmp_path / "certs/bundle.crt"))
     monkeypatch.setattr(module, "WORK", str(tmp_path / "work"))
+    monkeypatch.setattr(module, "ENABLED", str(tmp_path / "ca-certificates.conf"))
+    monkeypatch.setattr(module, "STOCK", str(tmp_path / "stock"))
     monkeypatch.setattr(module.shutil, "which", lambda name: name)
     (tmp_path / "certs").mkdir()
     (tmp_path / "local").mkdir()
@@ -82,3 +84,15 @@ def test_one_that_another_file_holds_too_is_linked_once(authorities, tmp_path):
         if link.readlink().name.startswith("provision-"):
             link.unlink()
     assert apply(authorities, [pem("QUFB")]) == []
+
+
+def test_a_bundle_that_lost_a_certificate_of_the_distribution_is_rebuilt(authorities, tmp_path):
+    apply(authorities, [pem("QQ==")])
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "stock/a.crt").write_text(pem("Wg=="))
+    (tmp_path / "ca-certificates.conf").write_text("# chosen by debconf\n!off.crt\na.crt\n")
+    assert [change.action for change in authorities.plan([pem("QQ==")])] == [
+        "Rebuilt the bundle of trusted certificates."
+    ]
+    (tmp_path / "certs/bundle.crt").write_text(pem("QQ==") + pem("Wg=="))
+    assert list(authorities.plan([pem("QQ==")])) == []
