@@ -75,6 +75,10 @@ def test_equal_runs_seal_equal_receipts(folder, fake_module, monkeypatch):
         record_step(fake_module(b=1, a=2), {"fact": "x"})
         seal("host", {"v": "0123456789abcdef"}, run)
         sealed.append((folder / "host.json").read_text())
+        folder.chmod(0o755)
+    seal("other", {}, "r2")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (folder / "other.json").unlink()
     assert sealed[0] == sealed[1]
     steps = [{"module": "fake", "params": {"a": 2, "b": 1}, "facts": {"fact": "x"}}]
     assert json.loads(sealed[0]) == {"format": 1, "stage": "host", "inputs": {"v": "0123456789abcdef"}, "steps": steps}
