@@ -17,6 +17,7 @@ STAGES = (
     "weights",
     "ray",
     "vllm",
+    "drift",
 )
 
 # A replica's hosts stand together from here on: if one of them failed, the others do not start these.

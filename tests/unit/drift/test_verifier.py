@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from provision.drift.bundle import ENTRY, directory_of, verifier_text
+from provision.drift.host import main
 
 PYTHONS = [sys.executable, *map(str, Path.home().glob(".pyenv/versions/3.9.*/bin/python"))]  # at least this one
 
@@ -208,3 +209,11 @@ def test_metrics(verifier, text_file, tmp_path) -> None:
     assert "provision_drift_reboot_pending 0" in lines
     names = {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")}
     assert names == {line.split()[2] for line in lines if line.startswith("# TYPE")}
+
+
+def test_while_a_host_is_changed_its_metrics_are_left_as_they_were(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # and back, whatever it does
+    monkeypatch.setattr(main.steps, "prepare", lambda: None)
+    monkeypatch.setattr(main.provision_host, "lock_holder", lambda: {"pid": 1, "command": "x", "since": "now"})
+    assert main.main(["--metrics", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out").exists()
