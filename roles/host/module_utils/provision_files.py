@@ -18,10 +18,10 @@ WORK = "work"  # beside the host's lock; cleared by whoever next takes it
 
 
 def read_text(path: str) -> str | None:
-    """The text of a file, None if there is none."""
+    """The text of a file, None if there is none (what else stands there is told when a file is to take its place)."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
 
 

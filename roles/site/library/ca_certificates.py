@@ -128,10 +128,15 @@ def bundle_disagrees(files: dict[str, str]) -> bool:
     )
 
 
-def rebuild() -> None:
-    """Have the bundle made anew; what it needs meanwhile lies where the next run clears what a kill left."""
+def rebuild(files: dict[str, str]) -> None:
+    """Have the bundle made anew, and the links too where that does not mend them: it makes them for what is new.
+
+    What it needs meanwhile lies where the next run clears what a kill left.
+    """
     with work_folder(WORK, "certificates") as folder:
         run(["update-ca-certificates"], env={"TMPDIR": str(folder)})
+        if bundle_disagrees(files):
+            run(["update-ca-certificates", "--fresh"], env={"TMPDIR": str(folder)})
 
 
 def plan(texts: list[str]) -> Iterator[Change]:
@@ -145,7 +150,7 @@ def plan(texts: list[str]) -> Iterator[Change]:
     if bundle_disagrees(files) and shutil.which("update-ca-certificates"):
         yield Change(
             "Rebuilt the bundle of trusted certificates.",
-            rebuild,
+            lambda: rebuild(files),
             BUNDLE,
             "disagrees with the site's certificates\n",
             "agrees\n",
