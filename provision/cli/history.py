@@ -18,6 +18,7 @@ from provision.converge.identity import clock
 from provision.converge.outcome import BAD
 
 SHOWN = 20
+NARROWEST, PIPED = 100, 160  # columns; rather wrapped by the terminal than with half of an id
 COLOURS = {"converged": "green", "running": "cyan", "interrupted": "yellow", "died": "red", "failed": "red"}
 WORDS = {
     exits.OK: "converged",
@@ -38,7 +39,9 @@ def history(*, inventory: Path | None, number: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"version": 1, "runs": [line(run) for run in found]}, indent=2, ensure_ascii=False))
     elif found:
-        Console(highlight=False, soft_wrap=True).print(_table(found, with_inventory=inventory is None))
+        console = Console(highlight=False)
+        console.width = max(console.width, NARROWEST if console.is_terminal else PIPED)
+        console.print(_table(found, with_inventory=inventory is None))
         click.echo("\nWhat one of them did: provision show RUN (its id, or the end of it; last is the newest)")
     else:
         click.echo(f"No run {f'of {inventory} ' if inventory else ''}is kept here.")
@@ -78,7 +81,7 @@ def ending(run: RunRecord) -> str:
 def _table(found: list[RunRecord], with_inventory: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "when", "who", "what"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != "what")
     for name in ("hosts", "changes"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)

@@ -20,6 +20,7 @@ from provision.converge.journal import Event
 from provision.converge.outcome import BAD
 
 SHORT = 72  # characters of a before and after that fit in one line
+LONGEST = 40  # lines of one difference
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
@@ -146,9 +147,12 @@ def _difference(change: Mapping[str, str]) -> Iterator[str]:
     yield f"[dim]{name}[/]"
     pieces = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
     colours = {"+": "green", "-": "red", "@": "dim"}
-    for text in list(pieces)[2:]:
+    lines = list(pieces)[2:]
+    for text in lines[:LONGEST]:
         colour = colours.get(text[0])
         yield f"  [{colour}]{escape(text)}[/]" if colour else f"  {escape(text)}"
+    if len(lines) > LONGEST:
+        yield f"  [dim]and {len(lines) - LONGEST} more lines; --json has them all[/]"
 
 
 def _failure(name: str, host: _Host) -> Iterator[str]:

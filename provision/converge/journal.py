@@ -28,6 +28,7 @@ Event = dict[str, Any]
 
 KEEP_RUNS = 200  # the last so many are kept, and
 KEEP_DAYS = 30  # whatever is younger
+SCRATCH = "runner"  # in a run's directory: what ansible-runner works with
 STAMP = "%Y%m%dT%H%M%SZ"
 
 
@@ -204,12 +205,16 @@ def is_open(directory: Path) -> bool:
 
 
 def prune(directory: Path) -> None:
-    """Delete old runs: those that are neither among the last 200 nor younger than 30 days, and have ended."""
+    """Delete old runs: those that are neither among the last 200 nor younger than 30 days, and have ended.
+
+    Of every run that has ended, delete what a killed process could not: Ansible's results as they were, not masked.
+    """
     oldest = (datetime.now(UTC) - timedelta(days=KEEP_DAYS)).strftime(STAMP)
     names = sorted(path.name for path in directory.glob("[0-9]*Z-*"))
-    for name in names[: -KEEP_RUNS or None]:
-        if name < oldest and not is_open(directory / name):
-            shutil.rmtree(directory / name, ignore_errors=True)
+    for number, name in enumerate(names, start=KEEP_RUNS - len(names)):
+        old, scratch = number < 0 and name < oldest, directory / name / SCRATCH
+        if (old or scratch.exists()) and not is_open(directory / name):
+            shutil.rmtree(directory / name if old else scratch, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

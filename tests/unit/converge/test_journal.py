@@ -164,6 +164,20 @@ def test_old_runs_go_and_those_that_still_run_stay(state):
     assert not is_open(held.directory)
 
 
+def test_what_ansible_left_behind_in_a_killed_run_goes(state):
+    living, dead = Journal({}), Journal({})
+    for journal in (living, dead):
+        (journal.directory / "runner/artifacts").mkdir(parents=True)
+    with dead:
+        pass
+    prune(state / "runs")
+    assert (living.directory / "runner/artifacts").exists()
+    assert not (dead.directory / "runner").exists()
+    assert (dead.directory / "events.jsonl").exists()
+    with living:
+        pass
+
+
 def test_young_runs_stay_however_many(state, monkeypatch):
     monkeypatch.setattr(module, "KEEP_RUNS", 1)
     for _ in range(4):
