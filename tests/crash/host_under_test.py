@@ -23,7 +23,7 @@ from provision.lab.host import LabHost
 
 HOST = "node-1"
 # Everything that needs no serving environment: seconds for each stage.
-STAGES = ("site", "host", "swap", "driver", "gpu")
+STAGES = ("site", "host", "swap", "driver", "gpu", "drift")
 INVENTORY = {
     "hosts.yml": "serving:\n  children:\n    tiny_a:\n      hosts:\n        node-1:\n",
     "host_vars/node-1.yml": "swap_size: 64M\ngpu_locked_clocks: { 3: 1830 }\ngpu_power_limit: { 1: 450 }\n",
