@@ -1,0 +1,152 @@
+"""Faults other than a killed controller: each disturbs a run of the bare host, and returns what is wrong with how it went.
+
+What the run after it makes of the host is judged elsewhere, the same way for all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from host_under_test import HOST, INVENTORY, HostUnderTest, await_task
+
+# As events name it: the longest step of a bare host, which apt and dpkg take.
+LONG = "Install packages"
+CUT = "for pid in $(pgrep -x sshd); do [ $(ps -o ppid= $pid) -eq 1 ] || kill -KILL $pid; done"
+
+
+def ended(process: subprocess.Popen[str], codes: tuple[int, ...], seconds: float = 400) -> list[str]:
+    """Wait for a disturbed run; it must end in words, with one of these codes."""
+    out, err = process.communicate(timeout=seconds)
+    problems = (
+        []
+        if process.returncode in codes
+        else [f"the disturbed run ended with {process.returncode}: {(out + err)[-1500:]}"]
+    )
+    return problems + (
+        ["the disturbed run showed a traceback"] if "Traceback (most recent call last)" in out + err else []
+    )
+
+
+def connection_cut(subject: HostUnderTest) -> list[str]:
+    """Every SSH session of the host is killed while a module works."""
+    run = subject.begin()
+    await_task(run, LONG)
+    time.sleep(2)
+    subject.sh(CUT)
+    return ended(run, (1, 3))
+
+
+def cable_pulled(subject: HostUnderTest) -> list[str]:
+    """No packet for ten seconds: shorter than any timeout, so the run must get over it."""
+    run = subject.begin()
+    await_task(run, LONG)
+    subject.site.break_(HOST, "link-down")
+    time.sleep(10)
+    subject.site.mend(HOST, "link-down")
+    return ended(run, (0, 1, 3))
+
+
+def disk_full(subject: HostUnderTest) -> list[str]:
+    """Not a byte is left from before the run on."""
+    subject.site.break_(HOST, "disk-full")
+    problems = ended(subject.begin(), (1,))
+    subject.site.mend(HOST, "disk-full")
+    return problems
+
+
+def package_lock_let_go(subject: HostUnderTest) -> list[str]:
+    """Another process holds apt's lock, and lets it go: the run waits and goes on by itself."""
+    subject.site.break_(HOST, "apt-locked")
+    run = subject.begin()
+    await_task(run, LONG)
+    time.sleep(6)
+    subject.site.mend(HOST, "apt-locked")
+    return ended(run, (0,))
+
+
+def package_lock_kept(subject: HostUnderTest) -> list[str]:
+    """Another process holds apt's lock for longer than the run waits: it ends and names the holder."""
+    subject.site.variables("host_vars/node-1.yml", INVENTORY["host_vars/node-1.yml"] + "host_apt_lock_timeout: 3\n")
+    subject.site.break_(HOST, "apt-locked")
+    run = subject.bootstrap(code=None)
+    subject.site.mend(HOST, "apt-locked")
+    subject.site.variables("host_vars/node-1.yml", INVENTORY["host_vars/node-1.yml"])
+    fine = run.code == 1 and "unattended-upgr" in run.text
+    return [] if fine else [f"it ended with {run.code} and does not name who holds the lock: {run.text[-800:]}"]
+
+
+def host_reset(subject: HostUnderTest) -> list[str]:
+    """The power is cut while dpkg is at work, and comes back."""
+    run = subject.begin()
+    await_task(run, LONG)
+    time.sleep(4)
+    subject.host.power_off()
+    subject.on()
+    return ended(run, (1, 3))
+
+
+def clock_jump(subject: HostUnderTest) -> list[str]:
+    """The clock leaps a quarter of an hour ahead in mid-run, and back before the next."""
+    run = subject.begin()
+    await_task(run, LONG)
+    subject.site.break_(HOST, "clock-skew")
+    problems = ended(run, (0, 1, 3))
+    subject.site.mend(HOST, "clock-skew")
+    return problems
+
+
+def two_at_once(subject: HostUnderTest) -> list[str]:
+    """A second run on the same inventory ends with 75 and names the first; the first is not disturbed."""
+    run = subject.begin()
+    await_task(run, LONG)
+    second = subject.bootstrap(code=None)
+    said = second.code == 75 and str(run.pid) in second.text
+    return ended(run, (0,)) + ([] if said else [f"the second ended with {second.code}: {second.text[-600:]}"])
+
+
+def limit_first(subject: HostUnderTest) -> list[str]:
+    """Some hosts first, all after."""
+    run = subject.bootstrap("--limit", HOST, code=None)
+    return [] if run.code == 0 else [f"--limit ended with {run.code}: {run.text[-600:]}"]
+
+
+def stopped_in_order(subject: HostUnderTest) -> list[str]:
+    """Ctrl-C once: the task at hand is finished, and the run ends with 130."""
+    run = subject.begin()
+    await_task(run, LONG)
+    time.sleep(1)
+    os.kill(run.pid, signal.SIGINT)
+    return ended(run, (130,))
+
+
+def kill_with_descendants(process: subprocess.Popen[str]) -> None:
+    """Nobody of a controller's processes gets to say a word."""
+    victims = [process.pid]
+    for pid in victims:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            victims += map(int, children.read_text(encoding="ascii").split())
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
+
+
+FAULTS: list[Callable[[HostUnderTest], list[str]]] = [
+    connection_cut,
+    cable_pulled,
+    disk_full,
+    package_lock_let_go,
+    package_lock_kept,
+    host_reset,
+    clock_jump,
+    two_at_once,
+    limit_first,
+    stopped_in_order,
+]
