@@ -143,7 +143,10 @@ def _differs(before: str, after: str) -> str:
     if not after:
         return "should not be there"
     old, new = Counter(before.splitlines()), Counter(after.splitlines())
-    return f"differs: {(new - old).total()} lines are missing, {(old - new).total()} are not ours"
+    lost, foreign = (new - old).total(), (old - new).total()
+    said = [f"{_count(lost, 'line')} missing"] if lost else []
+    said += [f"{_count(foreign, 'line')} not ours"] if foreign else []
+    return f"differs: {', '.join(said) or 'the order of its lines'}"
 
 
 def _inventory(looks: Sequence[HostLook], rehearsal: Rehearsal) -> Iterator[str]:

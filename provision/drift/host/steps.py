@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -65,16 +65,22 @@ def prepare() -> None:
     vars(units)["verify"] = lambda _units, _check_mode: None
 
 
+class _Late(types.ModuleType):
+    """Stands for a module until something of it is used: to load it costs more than most steps, which never use it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        real = importlib.import_module(self.__name__)
+        self.__dict__.update(vars(real))
+        return getattr(real, name)
+
+
 def _import_late(package: str, name: str) -> None:
-    """Have a module load at its first use: this one costs more than many a step, and most steps never use it."""
-    spec = importlib.util.find_spec(f"{package}.{name}")
-    if spec is None or spec.loader is None or spec.name in sys.modules:
-        return
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    setattr(sys.modules[package], name, module)
-    spec.loader.exec_module(module)
+    """Have `import PACKAGE.NAME` cost nothing by itself."""
+    if f"{package}.{name}" not in sys.modules:
+        late = sys.modules[f"{package}.{name}"] = _Late(f"{package}.{name}")
+        setattr(importlib.import_module(package), name, late)
 
 
 def remembering(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -82,7 +82,7 @@ def test_what_differs_who_did_it_and_what_to_type(drift) -> None:
     assert done.code == 2
     assert "host        none      vm.swappiness is 60, should be 1." in done.out
     assert WHO in done.out
-    assert "vllm.service differs: 1 lines are missing, 2 are not ours." in done.out
+    assert "vllm.service differs: 1 line missing, 2 lines not ours." in done.out
     assert "2 things to repair: 1 unnoticed, 1 by a restart." in done.out
     assert "provision drift inventory/prod --heal" in done.out
     assert "provision bootstrap inventory/prod" in done.out
@@ -187,6 +187,7 @@ def test_json(drift) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
+        ("a\nb: 1\nc\n", "b: 1\na\nc\n", ["x differs: the order of its lines."]),
         ("", "text\n", ["x is missing."]),
         ("text\n", "", ["x should not be there."]),
         ("mode: 0600\n", "mode: 0644\n", ["x: mode is 0600, should be 0644."]),
