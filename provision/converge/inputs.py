@@ -18,6 +18,7 @@ import yaml
 
 from provision.content import content_root
 from provision.converge.stages import STAGES
+from provision.drift import verifier_text
 from provision.inventory import Fleet, Host
 from provision.inventory.ansible_api import Unresolved
 from provision.inventory.schema import Schema, load_schema
@@ -27,6 +28,7 @@ Inputs = Mapping[str, Mapping[str, Mapping[str, str]]]  # host → stage → nam
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 STACK = "stack."
+CODE = {"code", "verifier"}  # inputs that are no variables: the roles and playbooks, and the program that hosts get
 LARGEST_FILE = 1 << 20  # bytes; a file that a variable names and a role reads on the controller is a key or certificate
 CREDENTIALS = re.compile(r"://[^/\s]*@")
 
@@ -56,6 +58,8 @@ class _Hashing:
     def of(self, host: Host, draw: _Draw) -> Iterator[tuple[str, str]]:
         """The inputs of one stage on one host."""
         yield "code", self.code
+        if "provision_verifier_file" in draw.words:
+            yield "verifier", _digest(verifier_text())
         for name, version in vars(self.fleet.stack).items():
             if version is not None and name in draw.versions:
                 yield f"{STACK}{name}", _digest(str(version))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from provision.converge.inputs import Inputs, inputs_of
+from provision.converge.inputs import CODE, Inputs, inputs_of
 from provision.converge.stages import DISRUPTIVE, FOLLOWERS, REPLICA_STAGES
 from provision.drift import HostReceipts, StageReceipt, verify
 from provision.inventory import Fleet, Host
@@ -93,7 +93,7 @@ def _judged(stage: str, receipt: StageReceipt, wanted: Mapping[str, str]) -> Vis
         sorted(name for name in {**wanted, **receipt.inputs} if wanted.get(name) != receipt.inputs.get(name))
     )
     if changed:
-        variables = tuple(name for name in changed if name != "code")
+        variables = tuple(name for name in changed if name not in CODE)
         kind = "inputs" if variables else "code"
         return Visit(stage, kind, f"{', '.join(variables)} changed" if variables else "its code changed", variables)
     return None if receipt.stands else Visit(stage, "drift", _drift(receipt))
