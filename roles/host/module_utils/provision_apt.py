@@ -20,13 +20,17 @@ STATUS, JOURNAL = "/var/lib/dpkg/status", "/var/lib/dpkg/updates"
 FIELDS = ("Package", "Architecture", "db:Status-Abbrev", "Version", "Provides", "Pre-Depends", "Depends")
 LOCKED = r"(Could not get|Unable to acquire|Unable to lock).*lock"
 
-# What an earlier run left half done is finished first. With ALONE no package starts its services: which ones run, and
-# after what, is the units' business. Maintainer scripts ask policy-rc.d; ours is a link into /run, so that one that a
-# power cut leaves behind points nowhere, which means: no policy.
+# What an earlier run left half done is finished first; where packages need what is gone, apt does nothing else before
+# that is back (LOST). With ALONE no package starts its services: which run, and after what, is the business of units.
+# Maintainer scripts ask policy-rc.d; ours is a link into /run, so that one that a power cut leaves behind points
+# nowhere, which means: no policy.
 INSTALL = r"""
 apt() {
   apt-get --yes --option=Dpkg::Options::=--force-confdef --option=Dpkg::Options::=--force-confold \
-    --option=DPkg::Lock::Timeout="$LOCK_TIMEOUT" "$@" 2>"$FOLDER/said" || { cat "$FOLDER/said" >&2; return 1; }
+    --option=DPkg::Lock::Timeout="$LOCK_TIMEOUT" "$@" 2>"$FOLDER/said" && return
+  cat "$FOLDER/said" >&2
+  if grep -qE "$LOCKED" "$FOLDER/said"; then exit 100; fi
+  return 1
 }
 policy=/usr/sbin/policy-rc.d
 if [ -n "$ALONE" ] && { [ ! -e $policy ] || [ "$(readlink $policy)" = "$FOLDER/policy-rc.d" ]; }; then
@@ -38,12 +42,12 @@ if [ -n "$ALONE" ] && { [ ! -e $policy ] || [ "$(readlink $policy)" = "$FOLDER/p
 fi
 if ls /var/lib/dpkg/updates/[0-9]* >/dev/null 2>&1 || [ -n "$(dpkg --audit)" ]; then
   dpkg --configure --pending || true
-  apt install --fix-broken
-  dpkg --configure --pending
 fi
 set -f
+if ! apt check; then
+  apt install --fix-broken || PACKAGES="$PACKAGES $LOST"
+fi
 if ! apt install --no-install-recommends $OPTIONS $PACKAGES; then
-  if grep -qE "$LOCKED" "$FOLDER/said"; then exit 100; fi
   apt update
   apt install --no-install-recommends $OPTIONS $PACKAGES
 fi
@@ -128,7 +132,7 @@ def install(
 
     As a unit of that name, which goes on when this process ends. `alone` keeps packages from starting services.
     """
-    specs = [f"{name}={version}" if version else name for name, version in sorted(wanted.items())]
+    specs, present = [f"{name}={version}" if version else name for name, version in sorted(wanted.items())], installed()
     environment = {
         "DEBIAN_FRONTEND": "noninteractive",
         "NEEDRESTART_SUSPEND": "1",
@@ -139,6 +143,7 @@ def install(
         "FOLDER": f"{WORK}/{unit}",
         "OPTIONS": " ".join(options),
         "PACKAGES": " ".join(specs),
+        "LOST": " ".join(sorted(lost_dependencies(present, present) - wanted.keys())),
         "ALONE": "yes" if alone else "",
     }
     try:

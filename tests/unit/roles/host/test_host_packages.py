@@ -103,6 +103,7 @@ def test_who_holds_the_lock_is_named(monkeypatch, said):
         raise UnitError(unit, said)
 
     monkeypatch.setattr(provision_apt, "run_unit", fail)
+    monkeypatch.setattr(provision_apt, "installed", dict)
     monkeypatch.setattr(provision_apt, "lock_holder", lambda: "unattended-upgr (process 7)")
     with pytest.raises(HostError, match=r"apt is in use on this host: unattended-upgr \(process 7\)"):
         provision_apt.install({"a": ""}, 3, "provision-packages")
@@ -124,6 +125,8 @@ echo "$*" >> "$LOG"
 for word in "$@"; do
   case $word in
     update) touch "$FOLDER/fetched" ;;
+    check) [ ! -e "$FOLDER/broken" ] || exit 100 ;;
+    --fix-broken) exit 100 ;;
     install) [ -e "$FOLDER/fetched" ] || { cat "$FOLDER/says" >&2; exit 100; } ;;
   esac
 done
@@ -147,6 +150,7 @@ def script(tmp_path, monkeypatch):
         "PACKAGES": "a=1-* b",
         "OPTIONS": "",
         "ALONE": "",
+        "LOST": "gone",
     }
 
     def run():
@@ -159,15 +163,23 @@ def script(tmp_path, monkeypatch):
 
 def test_lists_are_fetched_only_when_they_are_needed(script, tmp_path):
     ask = "install --no-install-recommends a=1-* b"
-    assert script() == (0, [ask, "update", ask])
+    assert script() == (0, ["check", ask, "update", ask])
     (tmp_path / "log").write_text("")
-    assert script() == (0, [ask])
+    assert script() == (0, ["check", ask])
+
+
+def test_what_force_removed_comes_back_with_what_is_wanted(script, tmp_path):
+    (tmp_path / "fetched").touch()
+    (tmp_path / "broken").touch()
+    code, asked = script()
+    assert (code, asked[-1]) == (0, "install --no-install-recommends a=1-* b gone")
+    assert asked[1] == "install --fix-broken"
 
 
 def test_a_held_lock_is_not_waited_for_twice(script, tmp_path):
     (tmp_path / "says").write_text("E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (x)\n")
     code, asked = script()
-    assert (code, len(asked)) == (100, 1)
+    assert (code, len(asked)) == (100, 2)
 
 
 def test_directories_and_files(role_module, tmp_path, monkeypatch):
