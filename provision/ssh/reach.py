@@ -103,7 +103,7 @@ def judge(host: Host, facts: Mapping[str, str]) -> Trouble | None:
     if (facts.get("os"), facts.get("release")) not in SUPPORTED:
         return unsupported(facts.get("name") or "of an unknown kind")
     if facts.get("sudo") != "yes" and not (facts.get("uid") == "0" and host.user == "root"):
-        return no_sudo(host)
+        return no_sudo(host, told=bool(sudo_password(host)))
     return None if facts.get("python") else missing_python(host)
 
 

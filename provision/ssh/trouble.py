@@ -67,9 +67,12 @@ def silent(host: Host, seconds: float) -> Trouble:
     return _unreachable("silent", message, f"What does it do?  {_command(host)} uptime")
 
 
-def no_sudo(host: Host) -> Trouble:
-    """The login works, but cannot become root without being asked for a password."""
+def no_sudo(host: Host, told: bool = False) -> Trouble:
+    """The login works, but cannot become root: sudo wants a password, or another one than it was `told`."""
     user = host.user or "the login user"
+    if told:
+        message = f"sudo refuses the password that the inventory has for {user}."
+        return Trouble("no_sudo", message, "Correct ansible_become_password, or see there:  sudo -l")
     return Trouble(
         "no_sudo",
         f"{user} cannot use sudo without a password.",

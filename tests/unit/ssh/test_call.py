@@ -166,6 +166,7 @@ def test_a_wrong_password_for_sudo(sudo: Path, supported: None) -> None:
     (sudo / "free").unlink()
     answer = one(local(ansible_become_password="wrong"), "echo never", "x" * 200_000)
     assert answer.trouble.kind == "no_sudo"
+    assert "refuses the password" in answer.trouble.message
     assert answer.text == ""
 
 
