@@ -37,6 +37,7 @@ SKIP = {
     "/usr/local": "told by content",
     "/usr/share/mime": "a cache that triggers rebuild",
     "/run/provision/lock": "holds the process id of the last who had it; who holds it now is told by `locks`",
+    "/run/provision/lease": "is there once a run has changed something since boot; who holds it is told by `locks`",
     "/var/cache/provision/uv": "a cache that all simulated hosts share",
 }
 # Names that only work in progress has, wherever it is.
@@ -203,7 +204,13 @@ def _is_reader(folder):
 
 def locks():
     """Locks on our files and on dpkg's that some process holds now."""
-    names = ["/run/provision/lock", "/var/lib/dpkg/lock", "/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock"]
+    names = [
+        "/run/provision/lock",
+        "/run/provision/lease",
+        "/var/lib/dpkg/lock",
+        "/var/lib/dpkg/lock-frontend",
+        "/var/lib/apt/lists/lock",
+    ]
     inodes = {}
     for name in names:
         if os.path.exists(name):
