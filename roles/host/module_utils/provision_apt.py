@@ -40,12 +40,17 @@ if [ -n "$ALONE" ] && { [ ! -e $policy ] || [ "$(readlink $policy)" = "$FOLDER/p
   trap 'exit 143' TERM
   ln -sfn "$FOLDER/policy-rc.d" $policy
 fi
+is_sound=yes
 if ls /var/lib/dpkg/updates/[0-9]* >/dev/null 2>&1 || [ -n "$(dpkg --audit)" ]; then
+  is_sound=
   dpkg --configure --pending || true
 fi
 set -f
-if ! apt check; then
-  apt install --fix-broken || PACKAGES="$PACKAGES $LOST"
+if [ "$is_sound" != yes ] || [ -n "$LOST" ]; then
+  if ! apt check && ! apt install --fix-broken; then
+    PACKAGES="$PACKAGES $LOST"
+    OPTIONS="$OPTIONS --allow-change-held-packages"
+  fi
 fi
 if ! apt install --no-install-recommends $OPTIONS $PACKAGES; then
   apt update
