@@ -34,6 +34,8 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False) -
     if result.error:
         yield f"[red]The run failed before it reached the hosts.[/]\n{_indented(result.error)}"
     yield from _interrupted(result)
+    if result.trouble:
+        yield f"[yellow]The journal of this run is not whole:[/] {escape(result.trouble)}"
     yield from _last(result, fleet, inventory)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from provision.converge.handover import write_playbook, write_source, write_variables
 from provision.converge.history import taken_over
@@ -15,7 +15,7 @@ from provision.converge.lease import Lease
 from provision.converge.lock import locked
 from provision.converge.recorder import Recorder
 from provision.converge.result import Failure, Result
-from provision.converge.runner import Playbook, run_playbook
+from provision.converge.runner import Playbook, Watch, run_playbook
 from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
 from provision.converge.standing import Standing, stand
@@ -50,7 +50,7 @@ def bootstrap(
     lab = len(fleet.sources) > 1
     asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
     with nullcontext() if check else locked(fleet.path) as lock, _journal(fleet, {**facts, **asked}) as journal:
-        emit = _both(journal.event, on_event)
+        emit = _both(journal.event, lambda event: on_event(journal.scrub.value(event)))
         recorder = Recorder([host.name for host in hosts], ("reach", *chosen, "verify"), journal.id, emit)
         recorder.send("run_started", **facts)
         if lock:
@@ -58,7 +58,8 @@ def bootstrap(
             if lock.took_over:
                 recorder.send("lock_taken_over", **taken_over(lock.took_over))
         how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity)
-        return _Run(fleet, hosts, chosen, how, recorder, journal, _both(journal.text, on_text)).go()
+        text = _both(journal.text, lambda text: on_text(journal.scrub.text(text)))
+        return _Run(fleet, hosts, chosen, how, recorder, journal, text).go()
 
 
 def _facts(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bool, full: bool) -> dict[str, object]:
@@ -155,7 +156,6 @@ class _Run:
             self.waves += 1
             self.recorder.send("wave_started", wave=self.waves, hosts=list(hosts))
             self._play(standing, {name: standing.visited(name) for name in hosts})
-            self._note_lost()
             failed = any(self.recorder.hosts[name].failure for name in hosts)
             if self.interrupted or self.recorder.error or (failed and number < len(waves)):
                 self._stop_before(waves[number:])
@@ -184,9 +184,16 @@ class _Run:
             forks=self.how.forks,
             verbosity=self.how.verbosity,
         )
-        runner = self.recorder.runner_event
-        code, self.interrupted = run_playbook(playbook, directory / "runner", runner, self.on_text, self._stopping)
+        watch = Watch(self._event, self.on_text, self._stopping, self._is_lost)
+        code, self.interrupted = run_playbook(playbook, directory / "runner", watch)
+        self._note_lost()
         self.recorder.end(0 if self.interrupted else code)
+
+    def _event(self, event: Mapping[str, Any]) -> None:
+        self.recorder.runner_event(self.journal.scrub.value(event))
+
+    def _is_lost(self) -> bool:
+        return bool(self.lease and self.lease.lost)
 
     def _stopping(self) -> None:
         running = {host: {"stage": stage, "task": task} for host, (stage, task) in self.recorder.running.items()}
@@ -243,6 +250,7 @@ class _Run:
             interrupted=self.interrupted,
             running=self.recorder.running,
             error=self.recorder.error,
+            trouble=self.journal.trouble,
         )
         self._tell(result)
         self.journal.finish(result.exit_code)

@@ -81,7 +81,11 @@ class HostResult:
 
 @dataclass
 class Result:
-    """A whole run. `error` is a failure of the run itself, not of any host; `running` what an interrupt cut short."""
+    """A whole run.
+
+    `error` is a failure of the run itself, not of any host; `running` what an interrupt cut short; `trouble` why its
+    journal is not whole.
+    """
 
     run: str
     directory: Path
@@ -92,6 +96,7 @@ class Result:
     interrupted: bool = False
     running: dict[str, tuple[str, str]] = field(default_factory=dict)
     error: str | None = None
+    trouble: str | None = None
 
     @property
     def exit_code(self) -> int:

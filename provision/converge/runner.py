@@ -34,12 +34,22 @@ class Playbook:
     verbosity: int
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who follows a playbook: its events, Ansible's own lines, a first signal; and who may end it between two tasks."""
+
+    on_event: Callable[[dict[str, Any]], None]
+    on_text: Callable[[str], None]
+    on_stop: Callable[[], None] = lambda: None
+    must_stop: Callable[[], bool] = lambda: False
+
+
 class Interrupt:
     """Ctrl-C and SIGTERM while Ansible runs: after the first it finishes the tasks at hand, the second stops it."""
 
-    def __init__(self, stop: Path, on_stop: Callable[[], None]) -> None:
+    def __init__(self, stop: Path, watch: Watch) -> None:
         self.asked = 0
-        self._stop, self._on_stop = stop, on_stop
+        self._stop, self._watch = stop, watch
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """The signal's handler."""
@@ -47,30 +57,24 @@ class Interrupt:
 
     def must_kill(self) -> bool:
         """Asked by ansible-runner several times a second: True makes it kill Ansible."""
-        if self.asked and not self._stop.exists():
+        if (self.asked or self._watch.must_stop()) and not self._stop.exists():
             self._stop.touch()
-            self._on_stop()
+            if self.asked:
+                self._watch.on_stop()
         return self.asked > 1
 
 
-def run_playbook(
-    playbook: Playbook,
-    scratch: Path,
-    on_event: Callable[[dict[str, Any]], None],
-    on_text: Callable[[str], None],
-    on_stop: Callable[[], None] = lambda: None,
-) -> tuple[int, bool]:
+def run_playbook(playbook: Playbook, scratch: Path, watch: Watch) -> tuple[int, bool]:
     """Run a playbook; `scratch` is made, used for what ansible-runner keeps on disk, and removed.
 
-    `on_stop` is called once, when a first signal has asked for an end. Returns Ansible's own exit code, and whether a
-    signal ended the run.
+    Returns Ansible's own exit code, and whether a signal ended the run.
     """
-    interrupt = Interrupt(scratch / "stop", on_stop)
+    interrupt = Interrupt(scratch / "stop", watch)
 
     def handle(event: dict[str, Any]) -> bool:
         if event.get("stdout"):
-            on_text(str(event["stdout"]))
-        on_event(event)
+            watch.on_text(str(event["stdout"]))
+        watch.on_event(event)
         return False  # ansible-runner need not keep a copy of the event
 
     _prepare(scratch, playbook.hosts)

@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import jsonschema
 import pytest
@@ -66,7 +68,15 @@ def test_a_run_that_fails_on_one_host(content, inventory, state, tmp_path, monke
     kept = files_of(result)
     assert [json.loads(line) for line in kept["events.jsonl"].splitlines()] == events
     assert json.loads(kept["run.json"])["exit_code"] == exits.FAILED
-    assert sorted(kept) == ["ansible.log", "events.jsonl", "play.yml", "provision-verify", "run.json", "run.yml", "variables.json"]
+    assert sorted(kept) == [
+        "ansible.log",
+        "events.jsonl",
+        "play.yml",
+        "provision-verify",
+        "run.json",
+        "run.yml",
+        "variables.json",
+    ]
     assert SECRET not in "".join(kept.values())
     assert not leaked
     assert "True" in kept["ansible.log"]
@@ -135,6 +145,45 @@ def test_a_failed_wave_spares_the_next(content, inventory, state, tmp_path, look
     assert not list(tmp_path.glob("made-n3"))
     for event in events:
         jsonschema.validate(event, SCHEMA)
+
+
+def test_a_lost_lease_ends_the_run_between_two_tasks(content, inventory, state, tmp_path, monkeypatch):
+    content(host=[nap(tmp_path / "nap", 3), touch(tmp_path / "late")])
+
+    class Lease:
+        took_over: ClassVar[dict[str, object]] = {}
+
+        def __init__(self, hosts, run):
+            self.lost = {}
+
+        def __enter__(self):
+            threading.Timer(0, self.lose).start()
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def lose(self):
+            while not (tmp_path / "nap").exists():
+                time.sleep(0.05)
+            self.lost["n3"] = "n3 is being changed by another run."
+
+    monkeypatch.setattr(sys.modules["provision.converge.bootstrap"], "Lease", Lease)
+    result = bootstrap(load_fleet(inventory), limit="n3", stages=["host"])
+    assert result.exit_code == exits.FAILED
+    assert result.hosts["n3"].failure.message == "n3 is being changed by another run."
+    assert (tmp_path / "nap.done").exists()
+    assert not list(tmp_path.glob("late*"))
+
+
+def test_secrets_reach_neither_screen_nor_journal(content, inventory, state, tmp_path):
+    (inventory / "host_vars").mkdir()
+    (inventory / "host_vars/n3.yml").write_text("vault_password: hunter2-in-the-vault\n")
+    content(host=[touch(tmp_path / "hunter2-in-the-vault")])
+    events, lines = [], []
+    result = bootstrap(load_fleet(inventory), limit="n3", stages=["host"], on_event=events.append, on_text=lines.append)
+    assert result.hosts["n3"].changes
+    assert "hunter2" not in f"{events} {lines} {result.hosts['n3']} {files_of(result)}"
 
 
 def test_waves_go_one_after_another(content, inventory, state, looks):
