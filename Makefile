@@ -1,5 +1,5 @@
 # Each target does all of its own set-up. Run as root on Debian 12 or later: the simulated fleet boots real systemd hosts.
-.PHONY: help setup demo test lint types unit unit-newest fleet crash test-crash clean bench-first-light picture
+.PHONY: help setup demo test lint types unit unit-newest fleet crash test-crash clean bench-first-light bench-converge picture
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
@@ -37,6 +37,9 @@ test-crash: setup ## the whole crash suite: every point, fault and drift; an hou
 
 bench-first-light: setup ## fresh clone to first answer, second run; the last line is JSON
 	$(BIN)/python benchmarks/first_light.py
+
+bench-converge: setup ## re-runs, repair and drift beside stock Ansible and pyinfra; the last line is JSON
+	@$(BIN)/python benchmarks/converge.py
 
 picture: setup ## draw the README's picture of a run again
 	$(BIN)/python scripts/picture.py

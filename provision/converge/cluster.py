@@ -34,7 +34,7 @@ class Cluster:
             self._ours = True
         # No restart behind our back, of the mailbox or of a task: what ran half may still be at work on the hosts.
         self._mailbox = self._ray.remote(num_cpus=0)(Mailbox).remote()
-        self._task = self._ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_converge)
+        self._task = self._ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(converge_shard)
         return self
 
     def __exit__(
@@ -107,7 +107,7 @@ class Cluster:
             ) from error
 
 
-def _converge(order: Order, mailbox: Any) -> Result | str | None:  # noqa: ANN401 - an actor's type is made as Ray runs
+def converge_shard(order: Order, mailbox: Any) -> Result | str | None:  # noqa: ANN401 - an actor's type is made as Ray runs
     """The task of a shard."""
     ray = _ray()
     return run_shard(order, lambda items: int(ray.get(mailbox.give.remote(items))))
