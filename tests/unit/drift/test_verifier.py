@@ -135,6 +135,22 @@ def test_modules_that_wait_look_for_real_and_once(verifier, engine) -> None:
     assert engine.asked == asked
 
 
+def test_a_branch_stands_for_the_commit_that_it_meant(verifier, tmp_path) -> None:
+    commit = "0123456789" * 4
+    (tmp_path / "org--model" / commit).mkdir(parents=True)
+    told = {"exclude": [], "revision": "another-branch", "files": {}}
+    text = json.dumps(told, indent=1, sort_keys=True) + "\n"
+    manifest = tmp_path / "org--model" / f"{commit}.json"
+    manifest.write_text(text)
+    manifest.chmod(0o644)
+    os.utime(manifest, (946684800, 946684800))  # as files are that were verified
+    params = {"repo": "org/model", "revision": "main", "directory": str(tmp_path), "endpoint": "http://127.0.0.1:9"}
+    verifier.seal("weights", ("model_weights", params, {"commit": commit, "present": True}))
+    stage = verifier.stages()["weights"]
+    assert stage["error"] is None
+    assert stage["changes"] == []
+
+
 def test_nothing_is_noted_for_a_receipt(verifier, text_file, monkeypatch) -> None:
     monkeypatch.setenv("PROVISION_STAGE", "host")
     monkeypatch.setenv("PROVISION_RUN", "r1")
