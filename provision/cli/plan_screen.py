@@ -15,7 +15,8 @@ from provision.plan.model import EFFECTS, Capacity, Plan, PlannedChange, Wave
 
 SHORT = 56  # characters that a before and after may have to stand in one line
 MINUTES = 90  # seconds from which on minutes are told
-WIDE = 64  # columns of what changes
+WIDE = 64  # columns of a sentence
+LONGEST_REASON = 96  # columns; who did something by hand may be told with a whole command
 PER_HOST = 12  # lines; the plan's file and --diff have all
 NAMED = 3
 ARROW = "\N{RIGHTWARDS ARROW}"
@@ -60,8 +61,9 @@ def screen(planning: Planning, fleet: Fleet, *, seconds: float, full: bool = Fal
             alike = (rows, troubled, is_out, is_visited, replica.name in plan.now.replicas)
             blocks.setdefault(alike, []).append(replica.name)
     for names in blocks.values():
-        yield f"[bold]{escape(_named(names))}[/]   {escape(_heading(plan, names, [members[name] for name in names]))}"
-        yield from _hosts(planning, [members[name] for name in names], full)
+        groups = [members[name] for name in names]
+        yield f"[bold]{escape(_named(names))}[/]   {escape(_heading(planning, names, groups))}"
+        yield from _hosts(planning, groups, full)
     yield from _not_whole(planning)
     yield _footer(plan)
 
@@ -80,9 +82,11 @@ def _nothing(plan: Plan, seconds: float) -> str:
     return f"{verified} A run would look again at {escape(_named(visits))}." if visits else verified
 
 
-def _heading(plan: Plan, names: Sequence[str], hosts: Sequence[Sequence[str]]) -> str:
+def _heading(planning: Planning, names: Sequence[str], groups: Sequence[Sequence[str]]) -> str:
     """What a replica goes through: whether and when it leaves rotation, for how long, and what serves meanwhile."""
-    everyone = [name for group in hosts for name in group]
+    plan, everyone = planning.plan, [name for group in groups for name in group]
+    if any(_trouble(planning, host) for host in everyone):
+        return "cannot be planned as a whole"
     if not any(host in plan.changes for host in everyone):
         return "nothing would change" if any(host in plan.visits for host in everyone) else "nothing to do"
     mine = [(number, wave) for number, wave in enumerate(plan.waves, 1) if {*wave.hosts} & {*everyone}]
@@ -118,7 +122,7 @@ def _hosts(planning: Planning, groups: Sequence[Sequence[str]], full: bool) -> I
     widths = (
         max((len(name) for name in named.values()), default=0),
         names,
-        min(WIDE, max((len(row.what(names)) for row in everything), default=0)),
+        max((len(row.what(names)) for row in everything), default=0),
     )
     for key, rows in shown.items():
         yield from _table(named[key], rows, widths, full)
@@ -140,7 +144,7 @@ def _table(name: str, rows: Sequence[Row], widths: tuple[int, int, int], full: b
     for position, row in enumerate(shown):
         head = f"[bold]{escape(f'{name:<{widths[0]}}')}[/]" if position == 0 else " " * widths[0]
         label = f"[{COLOURS[row.effect]}]{LABELS.get(row.effect, row.effect):<9}[/]"
-        why = "" if row.reason == reason else row.reason
+        why = "" if row.reason == reason else row.reason if full else _cut(row.reason, LONGEST_REASON)
         text = row.what(widths[1])
         text = f"{text:<{widths[2]}}" if why else text
         yield f"  {head}  {label} {escape(text)}" + (f"  [dim]{escape(why)}[/]" if why else "")
@@ -172,8 +176,8 @@ def _row(change: PlannedChange, full: bool) -> Row:
     return Row(change.effect, name, values, change.reason.text, change.resource or change.action, change.stage, more)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= WIDE else f"{text[: WIDE - 1]}…"
+def _cut(text: str, width: int = WIDE) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _is_short(change: PlannedChange) -> bool:
@@ -187,6 +191,8 @@ def _unified(change: PlannedChange) -> Iterator[str]:
 
 
 def _footer(plan: Plan) -> str:
+    if not plan.changes:
+        return "No change is known."
     reboots = [_count(plan.reboots, "reboot")] if plan.reboots else []
     said = [f"{_count(len(plan.changes), 'host')} change{'s' if len(plan.changes) == 1 else ''}", *reboots]
     said.append(_count(len(plan.waves), "wave"))

@@ -17,7 +17,7 @@ from provision.drift import HostReceipts
 from provision.errors import PlanMovedError
 from provision.inventory import Fleet, select
 from provision.plan.compare import deviations, moved_changes, moved_inputs, moved_visits, moved_waves
-from provision.plan.make import Planning, make_plan
+from provision.plan.make import Planning, make_plan, visits_of
 from provision.plan.model import Options, Plan
 from provision.ssh.trouble import Trouble
 
@@ -57,7 +57,7 @@ def apply(
     _refuse_trouble(file, {name: told.trouble for name, told in standing.receipts.items() if told.trouble})
     if not standing.visits:
         return Applied(None, hosts=len(hosts))
-    _refuse(file, plan, moved_visits(plan, standing))
+    _refuse(file, plan, moved_visits(plan, visits_of(fleet, standing)))
     now = make_plan(fleet, plan.options, forks=forks, standing=standing, on_event=on_check)
     _refuse(file, plan, _failures(now))
     if plan.options.full and plan.changes and not now.plan.changes:  # every stage was looked at, and all of them stand

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from provision import __version__
 from provision.converge import HostResult
-from provision.converge.inputs import Inputs
-from provision.converge.standing import Standing
+from provision.converge.inputs import CODE, Inputs
 from provision.inventory import Fleet
 from provision.inventory.places import Places
 from provision.plan.changes import steps
@@ -35,19 +34,19 @@ def moved_inputs(plan: Plan, fleet: Fleet, hosts: Sequence[str], inputs: Inputs)
 
 
 def _input(plan: Plan, places: Places, host: str, name: str) -> str:
-    if name == "code":
+    if name in CODE:
         return f"the roles are not those of the plan (provision {plan.version} made it; this is {__version__})"
     spot = places.of(name, host)
     where = f"; it stands at {places.shown(spot[0])}:{spot[1]}" if spot else "; no file of the inventory sets it now"
     return f"{host}: {name} is not what it was{where}"
 
 
-def moved_visits(plan: Plan, standing: Standing) -> list[str]:
+def moved_visits(plan: Plan, visits: Mapping[str, Sequence[PlannedVisit]]) -> list[str]:
     """Stages that would be visited now and not then, the other way round, or for another reason."""
     found = []
     for host in plan.hosts:
         then = {visit.stage: visit for visit in plan.visits.get(host, ())}
-        now = {visit.stage: PlannedVisit(**vars(visit)) for visit in standing.visits.get(host, ())}
+        now = {visit.stage: visit for visit in visits.get(host, ())}
         for stage in dict.fromkeys([*then, *now]):
             before, after = then.get(stage), now.get(stage)
             if after is None:

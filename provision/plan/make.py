@@ -9,6 +9,7 @@ from provision import __version__, exits
 from provision.converge import Result, bootstrap
 from provision.converge.estimate import estimate
 from provision.converge.journal import Event, now
+from provision.converge.scrub import Scrubber, secret_values
 from provision.converge.stages import chosen_stages
 from provision.converge.standing import Standing, stand
 from provision.drift import HostReceipts
@@ -82,6 +83,15 @@ def make_plan(
     return Planning(_plan(fleet, options, hosts, standing, changes), standing, prediction)
 
 
+def visits_of(fleet: Fleet, standing: Standing) -> dict[str, tuple[PlannedVisit, ...]]:
+    """The visits as a plan keeps them: why is in the hosts' own words, and so may hold what is secret."""
+    scrub = Scrubber(secret_values(fleet))
+    return {
+        name: tuple(PlannedVisit(visit.stage, visit.kind, scrub.text(visit.why), visit.names) for visit in own)
+        for name, own in standing.visits.items()
+    }
+
+
 def _changes(
     reasons: Reasons, standing: Standing, prediction: Result
 ) -> Iterator[tuple[str, tuple[PlannedChange, ...]]]:
@@ -116,7 +126,7 @@ def _plan(
         options=options,
         hosts=tuple(host.name for host in hosts),
         inputs={host.name: {stage: standing.inputs[host.name][stage] for stage in stages} for host in hosts},
-        visits={name: tuple(PlannedVisit(**vars(visit)) for visit in own) for name, own in standing.visits.items()},
+        visits=visits_of(fleet, standing),
         changes=changes,
         replicas=tuple(replica.name for replica in fleet.replicas),
         unknown=rotation.unknown,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from provision import __version__
+from provision.converge.scrub import Scrubber, secret_values
 from provision.converge.standing import Standing, Visit
 from provision.drift import Finding, StageReceipt
 from provision.inventory import Fleet
@@ -21,6 +22,7 @@ class Reasons:
     def __init__(self, fleet: Fleet, standing: Standing) -> None:
         self._places = Places(fleet)
         self._standing = standing
+        self._scrub = Scrubber(secret_values(fleet))
         self._of_visits: dict[tuple[str, str], Reason] = {}
 
     def of(self, host: str, visit: Visit | None, step: Step) -> Reason:
@@ -34,8 +36,8 @@ class Reasons:
         receipt = self._receipt(host, visit.stage)
         finding = _found(receipt.findings if receipt else (), step, visit.kind == "drift")
         if finding:
-            who = f": {finding.who}" if finding.who else ""
-            return Reason("drift", f"drifted{who}", who=finding.who)
+            who = self._scrub.text(finding.who) if finding.who else None
+            return Reason("drift", f"drifted: {who}" if who else "drifted", who=who)
         if (host, visit.stage) not in self._of_visits:
             self._of_visits[host, visit.stage] = self._visit(host, visit)
         return self._of_visits[host, visit.stage]
@@ -43,15 +45,16 @@ class Reasons:
     def _visit(self, host: str, visit: Visit) -> Reason:
         if visit.kind == "inputs":
             return self._inputs(host, visit)
+        why = self._scrub.text(visit.why)
         texts = {
             "first": "never bootstrapped",
             "code": f"provision {__version__}: the code of role {visit.stage} changed",
-            "unfinished": f"unfinished: {visit.why}",
-            "drift": f"drifted: {visit.why}",
+            "unfinished": f"unfinished: {why}",
+            "drift": f"drifted: {why}",
             "asked": "asked for with --full",
-            "follows": f"follows: {visit.why}",
+            "follows": f"follows: {why}",
         }
-        return Reason(visit.kind, texts.get(visit.kind, visit.why))
+        return Reason(visit.kind, texts.get(visit.kind, why))
 
     def _inputs(self, host: str, visit: Visit) -> Reason:
         receipt = self._receipt(host, visit.stage)

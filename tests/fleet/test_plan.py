@@ -190,6 +190,18 @@ def test_drift_is_repaired_as_planned(planned: Planned, drifted: None) -> None:
     assert planned.site.sh("node-1", "sysctl -n vm.swappiness").strip() == "1"
 
 
+def test_a_new_driver_is_planned_with_its_reboot(planned: Planned, done: Run) -> None:
+    lock, serving = (planned.site.directory / file for file in ("stack.lock.yml", "group_vars/serving.yml"))
+    lock.write_text(lock.read_text(encoding="utf-8").replace("580.126.20", "580.159.04"), encoding="utf-8")
+    serving.write_text(serving.read_text(encoding="utf-8") + "driver_reboot_allowed: true\n", encoding="utf-8")
+    plan = planned.plan("--limit", "node-1")
+    reboots = [item for item in only(plan, "node-1") if item["effect"] == "reboot"]
+    assert {item["stage"] for item in reboots} == {"driver"}
+    assert "stack.driver changed (stack.lock.yml:" in reboots[0]["reason"]["text"]
+    assert planned.apply("--json").changes() == sentences(plan)
+    assert planned.plan("--limit", "node-1", code=0)["changes"] == {}
+
+
 def test_a_host_that_is_not_reached_leaves_no_plan(planned: Planned) -> None:
     planned.file.unlink(missing_ok=True)
     planned.site.break_("node-2", "sshd-gone")

@@ -161,7 +161,12 @@ def test_a_host_in_trouble_is_said():
 def test_a_prediction_that_failed_is_said(tmp_path):
     failed = HostResult("n3", failure=Failure("swap", "Converge", "No room."))
     planning = replace(planning_of(), prediction=Result("id", tmp_path, tmp_path, check=True, hosts={"n3": failed}))
-    assert "  n3  cannot be foretold: swap: Converge: No room." in shown(planning)
+    assert shown(planning) == [
+        "r_a   nothing to do",
+        "r_b   cannot be planned as a whole",
+        "  n3  cannot be foretold: swap: Converge: No room.",
+        "No change is known.",
+    ]
     assert planning.exit_code == exits.FAILED
 
 

@@ -123,6 +123,18 @@ def test_drift_beside_a_changed_variable_stays_drift(world):
     assert reasons(planned(world, stages=("swap",)), "n2") == ["swap_size changed (host_vars/n2.yml:2)", "drifted"]
 
 
+def test_a_secret_in_the_words_of_a_host_is_masked(world):
+    world.write("host_vars/n1.yml", "weights_token: hf_s3cr3t\n")
+    world.bootstrapped()
+    world.drifted("n1", world.SWAPPINESS, who="curl -H hf_s3cr3t")
+    receipt = replace(world.told["n2"].stages["swap"], error="hf_s3cr3t was refused")
+    world.told["n2"] = replace(world.told["n2"], stages={**world.told["n2"].stages, "swap": receipt})
+    world.foretold = {"n1": [world.SWAPPINESS], "n2": [world.SWAP]}
+    text = json.dumps(asdict(planned(world).plan))
+    assert "s3cr3t" not in text
+    assert text.count("********") >= 3
+
+
 def test_what_was_not_finished_and_what_was_asked_for(world):
     world.bootstrapped()
     told = world.told["n1"]
