@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.markup import escape
 
+from provision.converge.inputs import CODE
 from provision.converge.stages import STAGES
 from provision.drift import EFFECTS, Finding, StageReceipt
-from provision.drift.look import CODE, HostLook, Spared
+from provision.drift.look import HostLook, Spared
 
 SHORT = 60  # characters that a value may have to be shown
 HOST = "the host"  # what it is about when a host cannot be asked
@@ -152,7 +153,7 @@ def _differs(before: str, after: str) -> str:
 def _inventory(looks: Sequence[HostLook], rehearsal: Rehearsal) -> Iterator[str]:
     """What the receipts cannot know: that something else is wanted now."""
     plan = escape(rehearsal.command("plan"))
-    changed = list(dict.fromkeys(name for host in looks for name in host.changed_inputs if name != CODE))
+    changed = list(dict.fromkeys(name for host in looks for name in host.changed_inputs if name not in CODE))
     if changed:
         yield f"The inventory changed since ({_some(changed)}): {plan} shows what that means."
     elif any(host.changed_inputs for host in looks):

@@ -140,6 +140,9 @@ class _Run:
                 trouble = told.trouble
                 failure = Failure(stage, trouble.kind, trouble.message, trouble.hint, trouble.unreachable)
                 self.recorder.refuse(told.host, failure)
+            for answer in (receipt.answer for receipt in told.stages.values()):
+                if answer:
+                    self.recorder.answered(told.host, answer["tokens"], answer["latency_ms"])
         self.recorder.finish_stage()
         for name, own in standing.visits.items():
             self.recorder.hosts[name].visited += own

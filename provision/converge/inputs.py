@@ -28,7 +28,7 @@ Inputs = Mapping[str, Mapping[str, Mapping[str, str]]]  # host → stage → nam
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 STACK = "stack."
-CODE = {"code", "verifier"}  # inputs that are no variables: the roles and playbooks, and the program that hosts get
+CODE = {"code", "verifier"}  # inputs that are no variables, but parts of provision itself
 LARGEST_FILE = 1 << 20  # bytes; a file that a variable names and a role reads on the controller is a key or certificate
 CREDENTIALS = re.compile(r"://[^/\s]*@")
 

@@ -44,6 +44,11 @@ class Recorder:
         said = {"unreachable": failure.unreachable, "message": failure.message, "hint": failure.hint}
         self.send("host_refused", host=host, kind=failure.task, **said)
 
+    def answered(self, host: str, tokens: int, latency_ms: int) -> None:
+        """The model on a host has generated something."""
+        self.hosts[host].answer = Answer(tokens, latency_ms)
+        self.send("model_answered", host=host, tokens=tokens, latency_ms=latency_ms)
+
     def runner_event(self, event: Mapping[str, Any]) -> None:
         """Take one event of ansible-runner."""
         kind, data = str(event.get("event")), event.get("event_data") or {}
@@ -100,8 +105,7 @@ class Recorder:
         if outcome == "changed":
             host.changes.append(change)
         if outcome == "ok" and "latency_ms" in result and "tokens" in result:
-            host.answer = Answer(int(result["tokens"]), int(result["latency_ms"]))
-            self.send("model_answered", host=host.name, tokens=host.answer.tokens, latency_ms=host.answer.milliseconds)
+            self.answered(host.name, int(result["tokens"]), int(result["latency_ms"]))
         if message is not None:
             host.failure = Failure(stage, task, message, unreachable=outcome == "unreachable")
             self._fresh.append(host.failure)

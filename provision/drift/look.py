@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from provision.converge.inputs import inputs_of
+from provision.converge.inputs import CODE, inputs_of
 from provision.converge.stages import STAGES
 from provision.drift.receipts import Finding, HostReceipts, StageReceipt
 from provision.drift.survey import verify
 from provision.inventory import Fleet, Host
 
-CODE = "code"  # the input that stands for all roles and playbooks
 HARMLESS = ("none", "reload")
 
 
@@ -118,7 +117,7 @@ def _objection(host: HostLook, receipt: StageReceipt) -> str:
 
 def _names(names: Sequence[str]) -> str:
     """Changed inputs as a person calls them."""
-    return ", ".join("provision itself" if name == CODE else name for name in names)
+    return ", ".join(dict.fromkeys("provision itself" if name in CODE else name for name in names))
 
 
 def together(stages: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -40,6 +40,7 @@ class StageReceipt:
     findings: tuple[Finding, ...] = ()
     facts: tuple[str, ...] = ()
     error: str | None = None
+    answer: Mapping[str, int] | None = None
 
     @property
     def stands(self) -> bool:
@@ -90,4 +91,6 @@ def parsed(host: str, document: Mapping[str, Any]) -> HostReceipts:
 
 def _stage(name: str, told: Mapping[str, Any]) -> StageReceipt:
     findings = tuple(Finding(stage=name, **change) for change in told["changes"])
-    return StageReceipt(name, dict(told["inputs"]), told["sealed"], findings, tuple(told["facts"]), told["error"])
+    return StageReceipt(
+        name, dict(told["inputs"]), told["sealed"], findings, tuple(told["facts"]), told["error"], told.get("answer")
+    )

@@ -90,5 +90,6 @@ def _stage(receipt: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]
         "changes": verdict.changes,
         "facts": verdict.facts,
         "error": verdict.error,
+        "answer": verdict.answer,
         "seconds": round(time.monotonic() - begin, 3),
     }

@@ -42,6 +42,7 @@ class Verdict:
     changes: list[dict[str, Any]] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     error: str | None = None
+    answer: dict[str, int] | None = None
 
 
 class _Recorder(provision_host.Outcome):  # type: ignore[misc]  # part of the bundle
@@ -136,6 +137,8 @@ def _verify(step: dict[str, Any], verdict: Verdict) -> None:
             "effect": getattr(change, "effect", None) or effects.get(change.action, "restart"),
         }
         verdict.changes.append(basic.masked(told, basic.Step.secrets))
+    if "latency_ms" in result and "tokens" in result:
+        verdict.answer = {"tokens": int(result["tokens"]), "latency_ms": int(result["latency_ms"])}
     if reason := result.get("reboot_reason"):
         verdict.changes.append(_reboot(name, str(reason)))
     if not result.get("failed"):
