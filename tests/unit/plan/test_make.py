@@ -205,6 +205,16 @@ def test_capacity_counts_replicas_outside_the_limit(world):
     assert (plan.fewest.replicas, plan.unknown, plan.hosts) == ((), ("r_b",), ("n1", "n2"))
 
 
+def test_a_worker_alone_takes_its_replica_out(world):
+    world.bootstrapped(serving=["r_a", "r_b"])
+    world.told["n2"] = replace(world.told["n2"], serving=False)
+    world.drifted("n2", world.DRIVER)
+    world.foretold = {"n2": [world.DRIVER]}
+    plan = planned(world, limit="n2").plan
+    assert [(wave.hosts, wave.out) for wave in plan.waves] == [(("n2",), ("r_a",))]
+    assert (plan.now, plan.fewest) == (Capacity(("r_a", "r_b"), 2000), Capacity(("r_b",), 1000))
+
+
 @pytest.mark.parametrize(("unreachable", "code"), [(True, exits.UNREACHABLE), (False, exits.FAILED)])
 def test_a_host_in_trouble(world, unreachable, code):
     world.bootstrapped()
