@@ -34,30 +34,27 @@ def apply(*, file: Path, diff: bool, forks: int | None, verbose: int, as_json: b
     inventory = Path(plan.inventory)
     fleet = load(inventory, plan.options.lab)
     with progress(fleet, inventory, text=verbose > 0, as_json=as_json) as display:
-
-        def checked(event: Event) -> None:
-            if not as_json:  # who reads events wants those of the run; this one only foretells it again
-                display.event(event)
-
         applied = apply_plan(
             plan,
             fleet,
             file,
             forks=forks,
             verbosity=max(0, verbose - 1),
-            on_check=checked,
+            on_check=_passed_over if as_json else display.event,
             on_event=display.event,
             on_text=display.text,
         )
-    if applied.result is None:
-        if not as_json:
-            took = time.monotonic() - start
-            hosts = f"{applied.hosts} host{'' if applied.hosts == 1 else 's'}"
-            click.echo(f"{hosts} verified in {took:.1f} s: everything in {file} stands; nothing left to do.")
-        return exits.OK
-    if not as_json:
+    if applied.result and not as_json:
         show(applied.result, fleet, inventory, full=diff)
+    elif not as_json:
+        hosts = f"{applied.hosts} host{'' if applied.hosts == 1 else 's'}"
+        took = time.monotonic() - start
+        click.echo(f"{hosts} verified in {took:.1f} s: everything in {file} stands; nothing left to do.")
     return _told(applied, file)
+
+
+def _passed_over(_event: Event) -> None:
+    """Who reads events wants those of the run; the prediction before it only foretells them again."""
 
 
 def _told(applied: Applied, file: Path) -> int:

@@ -13,7 +13,6 @@ from provision.converge.inputs import inputs_of
 from provision.converge.journal import Event
 from provision.converge.stages import chosen_stages
 from provision.converge.standing import stand
-from provision.drift import HostReceipts
 from provision.errors import PlanMovedError
 from provision.inventory import Fleet, select
 from provision.plan.compare import deviations, moved_changes, moved_inputs, moved_visits, moved_waves
@@ -40,46 +39,54 @@ def apply(
     *,
     forks: int | None = None,
     verbosity: int = 0,
-    on_host: Callable[[HostReceipts], None] = lambda _told: None,
     on_check: Callable[[Event], None] = lambda _event: None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_text: Callable[[str], None] = lambda _text: None,
 ) -> Applied:
     """Bring the fleet to what the plan says, by the changes that it names and no others.
 
-    `on_check` gets the events of the prediction that comes first, `on_event` those of the run itself.
-
-    Raises PlanMovedError where the inventory, the hosts or what a run would do differ from the plan.
+    `on_check` gets the events of the prediction that comes first, `on_event` those of the run itself. Raises
+    PlanMovedError where the inventory, the hosts or what a run would do differ from the plan.
     """
-    hosts, stages = select(fleet, plan.options.limit), chosen_stages(plan.options.stages)
-    _refuse(file, plan, moved_inputs(plan, fleet, [host.name for host in hosts], inputs_of(fleet)))
-    standing = stand(fleet, hosts, stages, full=plan.options.full, on_host=on_host)
-    _refuse_trouble(file, {name: told.trouble for name, told in standing.receipts.items() if told.trouble})
-    if not standing.visits:
-        return Applied(None, hosts=len(hosts))
-    _refuse(file, plan, moved_visits(plan, visits_of(fleet, standing)))
-    now = make_plan(fleet, plan.options, forks=forks, standing=standing, on_event=on_check)
-    _refuse(file, plan, _failures(now))
-    if plan.options.full and plan.changes and not now.plan.changes:  # every stage was looked at, and all of them stand
-        return Applied(None, hosts=len(hosts))
-    _refuse(file, plan, [*moved_changes(plan, now.plan), *moved_waves(plan, now.plan)])
+    if not _is_to_be_done(plan, fleet, file, forks, on_check):
+        return Applied(None, hosts=len(plan.hosts))
     result = bootstrap(
         fleet,
         limit=plan.options.limit,
-        stages=stages,
+        stages=chosen_stages(plan.options.stages),
         full=plan.options.full,
         forks=forks,
         verbosity=verbosity,
         on_event=on_event,
         on_text=on_text,
     )
-    return Applied(result, tuple(deviations(plan, result.hosts.values())), len(hosts))
+    return Applied(result, tuple(deviations(plan, result.hosts.values())), len(plan.hosts))
+
+
+def _is_to_be_done(plan: Plan, fleet: Fleet, file: Path, forks: int | None, on_check: Callable[[Event], None]) -> bool:
+    """Look at everything again; false if all of the plan stands already."""
+    options = plan.options
+    hosts, stages = select(fleet, options.limit), chosen_stages(options.stages)
+    _refuse(file, plan, moved_inputs(plan, fleet, [host.name for host in hosts], inputs_of(fleet)))
+    standing = stand(fleet, hosts, stages, full=options.full)
+    _refuse_trouble(file, {name: told.trouble for name, told in standing.receipts.items() if told.trouble})
+    if not standing.visits:
+        return False
+    _refuse(file, plan, moved_visits(plan, visits_of(fleet, standing)))
+    now = make_plan(fleet, options, forks=forks, standing=standing, on_event=on_check)
+    _refuse(file, plan, _failures(now))
+    if options.full and plan.changes and not now.plan.changes:  # every stage was looked at, and all of them stand
+        return False
+    _refuse(file, plan, [*moved_changes(plan, now.plan), *moved_waves(plan, now.plan)])
+    return True
 
 
 def _failures(planning: Planning) -> list[str]:
     prediction = planning.prediction
     if prediction is None or planning.whole:
         return []
+    if prediction.interrupted:
+        raise KeyboardInterrupt
     failed = [f"{name}: {host.failure.message}" for name, host in prediction.hosts.items() if host.failure]
     return failed or [prediction.error or "what it would do now cannot be foretold"]
 

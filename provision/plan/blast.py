@@ -54,7 +54,7 @@ class Rotation:
 
 
 def others(fleet: Fleet, hosts: Sequence[Host]) -> dict[str, HostReceipts]:
-    """What the heads outside the limit tell of themselves: the capacity left is theirs, and so is a worker's replica."""
+    """What the heads outside the limit tell of themselves: the capacity left is theirs, as is a worker's replica."""
     asked = {host.name for host in hosts}
     heads = [replica.head for replica in fleet.replicas if replica.head.name not in asked]
     return {told.host: told for told in verify(heads, CHEAPEST, who=False)} if heads else {}

@@ -12,7 +12,6 @@ from provision.converge.journal import Event, now
 from provision.converge.scrub import Scrubber, secret_values
 from provision.converge.stages import chosen_stages
 from provision.converge.standing import Standing, stand
-from provision.drift import HostReceipts
 from provision.inventory import Fleet, Host, select
 from provision.plan.blast import Rotation, others
 from provision.plan.changes import steps
@@ -57,7 +56,6 @@ def make_plan(
     *,
     forks: int | None = None,
     standing: Standing | None = None,
-    on_host: Callable[[HostReceipts], None] = lambda _told: None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_text: Callable[[str], None] = lambda _text: None,
 ) -> Planning:
@@ -66,7 +64,7 @@ def make_plan(
     Raises UsageError for a limit or stage that does not exist.
     """
     hosts, stages = select(fleet, options.limit), chosen_stages(options.stages)
-    standing = standing or stand(fleet, hosts, stages, full=options.full, on_host=on_host)
+    standing = standing or stand(fleet, hosts, stages, full=options.full)
     prediction = None
     if standing.visits:
         prediction = bootstrap(

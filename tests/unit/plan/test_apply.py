@@ -172,6 +172,17 @@ def test_a_prediction_that_fails(world, plan):
     refused(world, plan, "n1: No room.")
 
 
+def test_ctrl_c_while_it_is_foretold(world, plan):
+    run = world.bootstrap
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "provision.plan.make.bootstrap", lambda *given, **options: replace(run(*given, **options), interrupted=True)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            applied(world, plan)
+    assert [run["check"] for run in world.runs] == [True]
+
+
 def test_more_was_done_than_planned(world, plan):
     world.done = {"n1": [world.DRIVER], "n3": [world.SWAPPINESS]}
     assert applied(world, plan).deviations == (
