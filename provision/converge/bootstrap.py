@@ -177,7 +177,7 @@ class _Run:
         path, source, variables = (directory / name for name in ("play.yml", "run.yml", "variables.json"))
         write_playbook(path, stages)
         write_source(source, self.fleet, visits, standing.inputs, left_out)
-        write_variables(variables, self.journal.id, stages)
+        write_variables(variables, f"{self.journal.id}.{self.waves}", stages)
         playbook = Playbook(
             path=path,
             sources=[*self.fleet.sources, source],

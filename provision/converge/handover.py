@@ -48,7 +48,10 @@ def write_source(
 
 
 def write_variables(path: Path, run: str, stages: Sequence[str]) -> None:
-    """Write `variables.json`, and beside it the verifier that the stage drift installs."""
+    """Write `variables.json`, and beside it the verifier that the stage drift installs.
+
+    `run` is another for each wave: what modules noted in one that failed must not get into the receipt of the next.
+    """
     verifier = path.parent / "provision-verify"
     verifier.write_text(verifier_text(), encoding="utf-8")
     groups = {f"provision_hosts_{stage}": f"visit_{stage}" for stage in stages}

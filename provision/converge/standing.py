@@ -56,7 +56,7 @@ def stand(
     on_host: Callable[[HostReceipts], None] = lambda _told: None,
 ) -> Standing:
     """Ask every host once, all at once, and decide. Hosts that cannot be asked have no visits and are in no wave."""
-    told = {receipts.host: receipts for receipts in verify(hosts, stages, who=who, on_host=on_host)}
+    told = {receipts.host: receipts for receipts in verify(hosts, stages, who=who, follow=True, on_host=on_host)}
     return decide(fleet, told, inputs_of(fleet), stages, full=full)
 
 

@@ -10,6 +10,7 @@ import yaml
 from provision.converge.result import Difference
 
 TAIL_LINES = 8
+LONGEST = 20_000  # characters of one side of a difference: a program that a host gets is not read here
 EMPTY_MESSAGES = {"", "non-zero return code", "All items completed", "One or more items failed", "MODULE FAILURE"}
 
 
@@ -93,4 +94,5 @@ def _difference(diff: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False).strip()
+    text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False).strip()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n({len(text) - LONGEST} more characters)\n"

@@ -28,14 +28,16 @@ def verify(
     stages: Sequence[str] = (),
     *,
     who: bool = True,
+    follow: bool = False,
     at_once: int = AT_ONCE,
     on_host: Callable[[HostReceipts], object] = lambda _told: None,
 ) -> list[HostReceipts]:
     """Verify the receipts of these stages (all without any) on all hosts, in the order given.
 
-    `who` asks the hosts to say who made each change, as far as they know; `on_host` gets each host's as it comes.
+    `who` asks the hosts to say who made each change, as far as they know; `follow` to ask the hub what a branch of
+    weights means now; `on_host` gets each host's as it comes.
     """
-    calls = [Call(host, _script(host, stages, who), verifier_text()) for host in hosts]
+    calls = [Call(host, _script(host, stages, who, follow), verifier_text()) for host in hosts]
     found: dict[str, HostReceipts] = {}
 
     def take(answer: Answer) -> None:
@@ -47,9 +49,10 @@ def verify(
     return [found[host.name] for host in hosts]
 
 
-def _script(host: Host, stages: Sequence[str], who: bool) -> str:
+def _script(host: Host, stages: Sequence[str], who: bool, follow: bool) -> str:
     """What root's shell runs there."""
-    arguments = [*(["--stages", ",".join(stages)] if stages else []), *(["--who"] if who else [])]
+    flags = [flag for flag, asked in (("--who", who), ("--follow", follow)) if asked]
+    arguments = [*(["--stages", ",".join(stages)] if stages else []), *flags]
     entry = shlex.quote(f"{directory_of()}/{ENTRY}")
     return SCRIPT.format(entry=entry, python=shlex.quote(python_of(host)), arguments=shlex.join(arguments))
 

@@ -49,6 +49,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stages", default="", metavar="NAMES", help="only these, in this order [default: all]")
     parser.add_argument("--skip", default="", metavar="MODULES", help="leave out the steps of these modules")
     parser.add_argument("--light", action="store_const", dest="skip", const=HEAVY, help=f"leave out {HEAVY}")
+    parser.add_argument("--follow", action="store_true", help="ask the hub what a branch of weights means now")
     parser.add_argument("--who", action="store_true", help="say who made each change, where this host knows")
     parser.add_argument("--metrics", metavar="DIRECTORY", help="write metrics there instead of the document")
     parser.add_argument("--receipts", default=RECEIPTS, metavar="DIRECTORY", help="[default: %(default)s]")
@@ -77,7 +78,7 @@ def _stage(receipt: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]
     begin = time.monotonic()
     verdict = steps.Verdict(error=receipt.get("error"))
     if verdict.error is None:
-        verdict = steps.verify(receipt["steps"], frozenset(asked.skip.split(",")))
+        verdict = steps.verify(receipt["steps"], frozenset(asked.skip.split(",")), asked.follow)
     if asked.who and verdict.changes:
         from provision.drift.host.who import Witness  # noqa: PLC0415
 

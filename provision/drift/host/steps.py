@@ -18,7 +18,7 @@ from ansible.module_utils import basic, provision_host
 
 LIBRARY = "provision_library"  # the package of the roles' modules, beside this one
 SAID_BY_ALL = {"failed", "changed", "actions", "diff", "effects", "msg", "warnings", "invocation", "rc", "skipped"}
-VOLATILE = {"latency_ms", "tokens", "waited_s", "loaded", "reboot_reason", "pending", "overridden", "nodes"}
+VOLATILE = {"latency_ms", "tokens", "waited_s", "loaded", "reboot_reason", "pending", "nodes"}
 
 
 class Look(NamedTuple):
@@ -111,18 +111,21 @@ def remembering(run: Callable[..., Any]) -> Callable[..., Any]:
     return once
 
 
-def verify(steps: list[dict[str, Any]], skip: frozenset[str]) -> Verdict:
-    """Verify a stage's steps in order; of those that cannot be verified, the first says why."""
+def verify(steps: list[dict[str, Any]], skip: frozenset[str], follow: bool = False) -> Verdict:
+    """Verify a stage's steps in order; of those that cannot be verified, the first says why.
+
+    With `follow` a branch of weights is looked up anew; else it is the commit that it was when the receipt was made.
+    """
     verdict = Verdict()
     for step in steps:
         if step["module"] not in skip:
-            _verify(step, verdict)
+            _verify(step, verdict, follow)
     return verdict
 
 
-def _verify(step: dict[str, Any], verdict: Verdict) -> None:
+def _verify(step: dict[str, Any], verdict: Verdict, follow: bool) -> None:
     name = step["module"]
-    error = _run(name, step)
+    error = _run(name, step, follow)
     verdict.error = verdict.error or error
     result = basic.Step.result
     effects = {str(action): str(effect) for action, effect in zip(result.get("actions", ()), result.get("effects", ()))}  # noqa: B905  Python 3.9
@@ -145,11 +148,11 @@ def _verify(step: dict[str, Any], verdict: Verdict) -> None:
         verdict.facts += [fact for fact in _differing(step.get("facts") or {}, result) if fact not in verdict.facts]
 
 
-def _run(name: str, step: dict[str, Any]) -> str | None:
+def _run(name: str, step: dict[str, Any], follow: bool) -> str | None:
     """Run the module; what is wrong if it could not say what it was asked."""
     look = LOOKS.get(name)
     params = dict(step["params"])
-    if name == "model_weights" and (step.get("facts") or {}).get("commit"):
+    if name == "model_weights" and not follow and (step.get("facts") or {}).get("commit"):
         params["revision"] = step["facts"]["commit"]  # what a branch meant when the receipt was made, without the hub
     basic.Step.module = name
     basic.Step.params = {**params, **look.params} if look else params

@@ -52,3 +52,9 @@ def test_differences_of_ansibles_own():
 def test_items_that_did_not_change_say_nothing():
     result = {"results": [{"changed": True, "actions": ["Did a."]}, {"changed": False, "actions": ["Did b."]}]}
     assert actions(result) == ("Did a.",)
+
+
+def test_a_whole_program_is_cut() -> None:
+    (difference,) = differences({"diff": [{"before": "", "after": "x" * 100_000, "after_header": "/opt/p"}]})
+    assert len(difference.after) < 21_000
+    assert difference.after.endswith("(80000 more characters)\n")

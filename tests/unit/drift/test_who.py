@@ -19,6 +19,12 @@ def change(resource: str, before: str = "", module: str = "m") -> dict[str, str]
     return {"module": module, "resource": resource, "before": before, "after": "", "action": "", "effect": "none"}
 
 
+@pytest.fixture(autouse=True)
+def _still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the tests take, it is now."""
+    monkeypatch.setattr(time, "time", lambda: NOW)
+
+
 @pytest.fixture
 def journal(monkeypatch: pytest.MonkeyPatch):
     """Hosts whose sudo logged these commands, each some seconds ago, and whose units are as given."""
