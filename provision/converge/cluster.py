@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from provision.converge.result import Result
-from provision.converge.shard import Item, Mailbox, Order, check, run_shard
+from provision.converge.shard import Item, Mailbox, Order, Refused, check, run_shard
 from provision.errors import UsageError
 
 WANTED = "ray>=2.50,<3"
@@ -81,10 +81,10 @@ class Cluster:
         items: list[Item] = self._ray.get(self._mailbox.take.remote(stop))
         return items
 
-    def result(self, task: Any) -> Result | str | None:  # noqa: ANN401 - as above
+    def result(self, task: Any) -> Result | Refused | None:  # noqa: ANN401 - as above
         """What a shard came to. Raises LostError."""
         try:
-            found: Result | str | None = self._ray.get(task)
+            found: Result | Refused | None = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             raise LostError(_last_line(error)) from error
         return found
@@ -107,7 +107,7 @@ class Cluster:
             ) from error
 
 
-def converge_shard(order: Order, mailbox: Any) -> Result | str | None:  # noqa: ANN401 - an actor's type is made as Ray runs
+def converge_shard(order: Order, mailbox: Any) -> Result | Refused | None:  # noqa: ANN401 - an actor's type is made as Ray runs
     """The task of a shard."""
     ray = _ray()
     return run_shard(order, lambda items: int(ray.get(mailbox.give.remote(items))))

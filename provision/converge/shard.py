@@ -21,7 +21,7 @@ from provision.converge.bootstrap import bootstrap
 from provision.converge.journal import Event
 from provision.converge.result import Result
 from provision.converge.sameness import differences, manifest
-from provision.errors import ProvisionError
+from provision.errors import LockedError, ProvisionError
 from provision.inventory import load_fleet
 from provision.state import state_dir
 
@@ -42,6 +42,14 @@ class Order:
     manifest: Mapping[str, str]
     hosts: tuple[str, ...]
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a shard was not begun."""
+
+    reason: str
+    is_locked: bool = False
 
 
 class Mailbox:
@@ -120,10 +128,10 @@ def check(order: Order) -> str:
     return differences(order.manifest, found)
 
 
-def run_shard(order: Order, give: Give) -> Result | str | None:
-    """Converge the order's hosts. A sentence says why this was not done; None, that the run was stopped before."""
+def run_shard(order: Order, give: Give) -> Result | Refused | None:
+    """Converge the order's hosts; None if the run was stopped before."""
     if wrong := check(order):
-        return f"controller {os.uname().nodename} may not take part: {wrong}"
+        return Refused(f"controller {os.uname().nodename} may not take part: {wrong}")
     try:
         with _interruptible(), _apart(order), Outbox(order.number, give) as outbox:
             if outbox.stopped:
@@ -132,7 +140,7 @@ def run_shard(order: Order, give: Give) -> Result | str | None:
             limit = ",".join(order.hosts)
             return bootstrap(fleet, limit=limit, on_event=outbox.event, on_text=outbox.text, **order.options)
     except ProvisionError as error:
-        return str(error)
+        return Refused(str(error), isinstance(error, LockedError))
     except KeyboardInterrupt:
         return None
 

@@ -22,9 +22,10 @@ from provision.converge.lock import locked
 from provision.converge.merge import Merger
 from provision.converge.result import Failure, HostResult, Result
 from provision.converge.sameness import manifest
-from provision.converge.shard import Order
+from provision.converge.shard import Order, Refused
 from provision.converge.stages import chosen_stages
 from provision.converge.standing import Standing, stand
+from provision.errors import LockedError
 from provision.inventory import Fleet, Host, select
 
 BEAT = 0.2  # seconds between two looks at the shards
@@ -99,12 +100,12 @@ class _Run:
         self.hosts = {host.name: HostResult(host.name) for host in hosts}
         self.errors: list[str] = []
         self.running: dict[str, tuple[str, str]] = {}
-        self.interrupted = False
+        self.interrupted = self.locked = self.begun = False
         self.shards = 0
 
     def emit(self, event: Event) -> None:
         self.journal.event(event)
-        self.on_event(event)
+        self.on_event(self.journal.scrub.value(event))
 
     def send(self, kind: str, **fields: object) -> None:
         self.emit({"type": kind, "time": now(), "run": self.journal.id, **fields})
@@ -121,6 +122,8 @@ class _Run:
                     for name in (name for later in waves[number + 1 :] for name in later):
                         self.hosts[name].spared = failed or "the interrupt"
                     break
+        if self.locked and not self.begun:
+            raise LockedError("\n".join(self.errors))
         return self._finish(round(time.monotonic() - start, 1))
 
     def _look(self) -> Standing:
@@ -177,11 +180,13 @@ class _Run:
         except LostError as error:
             self._lost(order, str(error))
             return
-        if isinstance(result, str):
-            self.errors.append(result)
+        if isinstance(result, Refused):
+            self.errors.append(result.reason)
+            self.locked |= result.is_locked
         elif result is None or result.interrupted:
             self.interrupted = True
         if isinstance(result, Result):
+            self.begun = True
             self.hosts |= result.hosts
             self.running |= result.running
             self.errors += [result.error] if result.error else []
@@ -206,6 +211,7 @@ class _Run:
             interrupted=self.interrupted,
             running=self.running,
             error="\n".join(dict.fromkeys(self.errors)) or None,
+            trouble=self.journal.trouble,
         )
         for host in (host for host in self.hosts.values() if host.name not in self.merger.told):
             message = host.failure.message if host.failure else None

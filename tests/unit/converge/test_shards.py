@@ -19,7 +19,7 @@ from provision.converge.shard import Mailbox, Order, Outbox, check, run_shard
 from provision.converge.shards import run_shards, split
 from provision.converge.standing import Standing, Visit
 from provision.drift import HostReceipts
-from provision.errors import UsageError
+from provision.errors import LockedError, UsageError
 from provision.inventory import load_fleet
 
 STAGES = ["host", "swap"]
@@ -167,6 +167,18 @@ def test_what_stands_is_given_to_no_shard(content, inventory, state, cluster):
     assert {host.status for host in result.hosts.values()} == {"ok"}
 
 
+def test_hosts_that_another_run_holds(content, inventory, state, cluster, monkeypatch):
+    content()
+    cluster()
+
+    def held(*_arguments, **_options):
+        raise LockedError("n1 is being changed by another run.")
+
+    monkeypatch.setattr(sys.modules["provision.converge.shard"], "bootstrap", held)
+    with pytest.raises(LockedError, match="n1 is being changed"):
+        run_shards(load_fleet(inventory), stages=STAGES)
+
+
 def test_a_lost_controller_fails_its_hosts_alone(content, inventory, state, cluster):
     content()
     cluster(lose=("n3",))
@@ -188,7 +200,7 @@ def test_another_inventory_is_refused_by_name(content, inventory, state, tmp_pat
     assert check(asked) == ""
     (inventory / "hosts.yml").write_text("serving: {}\n")
     assert check(asked) == f"{inventory / 'hosts.yml'} differs"
-    assert f"{inventory / 'hosts.yml'} differs" in run_shard(asked, lambda _items: 0)
+    assert f"{inventory / 'hosts.yml'} differs" in run_shard(asked, lambda _items: 0).reason
     assert str(tmp_path / "nowhere") in check(order(fleet, tmp_path, directory=tmp_path / "nowhere"))
 
 
