@@ -98,6 +98,8 @@ class Benchmark:
                 self.part("rerun", lambda limit: self.rerun(made, limit))
             if "repair" in asked:
                 self.part("repair", lambda limit: self.repair(made, limit))
+            if "drift" in asked:
+                self.part("drift", lambda limit: self.drift("drift_serving", made, limit))
 
     def first(self, made: Site, deadline: Deadline) -> None:
         """Bare hosts to converged: wall time against the longest chain of tasks on one host."""
@@ -175,34 +177,34 @@ class Benchmark:
             took, _ = made.bootstrap(deadline=deadline)
             say(f"first bootstrap of {len(made.names)} hosts, for drift: {took}")
             self.found |= figures(f"first_light_{len(made.names)}", took)
-            made.write_peers()
             if "drift" in self.options.parts:
-                self.part("drift", lambda limit: self.drift(made, limit))
+                self.part("drift", lambda limit: self.drift("drift", made, limit))
             if "controller" in self.options.parts:
                 self.part("controller", lambda limit: self.controller(made, limit))
 
-    def drift(self, made: Site, deadline: Deadline) -> None:
+    def drift(self, name: str, made: Site, deadline: Deadline) -> None:
         """`provision drift` beside `ansible all -m ping`: with new connections, and with those that are kept."""
         asked = {
-            "drift": lambda: made.provision("drift", made.inventory, "--json", deadline=deadline),
+            "drift": lambda: made.drift(deadline),
             "ping": lambda: StockAnsible(made).ping(deadline),
             "logins": lambda: made.logins(deadline),
         }
-        self.found["drift_hosts"] = len(made.names)
+        made.write_peers()
+        self.found[f"{name}_hosts"] = len(made.names)
         for kind in ("", "_warm"):
-            runs: dict[str, list[Took]] = {name: [] for name in asked}
+            runs: dict[str, list[Took]] = {each: [] for each in asked}
             for _ in range(self.options.rounds):
-                for name, ask in asked.items():
+                for each, ask in asked.items():
                     if not kind:
                         made.disconnect()
-                    runs[name].append(ask())
-            ours, ping, logins = (middle(runs[name]) for name in asked)
+                    runs[each].append(ask())
+            ours, ping, logins = (middle(runs[each]) for each in asked)
             how = "kept connections" if kind else "new connections"
             say(f"drift of {len(made.names)} hosts, {how}: {ours}")
-            say(f"  beside it, ping: {ping}; {len(made.names)} logins by ssh alone: {logins.seconds:.2f} s")
-            self.found |= figures(f"drift{kind}", ours) | figures(f"ping{kind}", ping)
-            self.found[f"drift_over_ping{kind}"] = round(ours.seconds / ping.seconds, 3)
-            self.found["ssh_logins_s"] = round(logins.seconds, 2)
+            say(f"  beside it, ping: {ping}; {len(made.names)} new logins by ssh alone: {logins.seconds:.2f} s")
+            self.found |= figures(f"{name}{kind}", ours) | figures(f"{name}_ping{kind}", ping)
+            self.found[f"{name}_over_ping{kind}"] = round(ours.seconds / ping.seconds, 3)
+            self.found[f"{name}_logins_s"] = round(logins.seconds, 2)
 
     def controller(self, made: Site, deadline: Deadline) -> None:
         """Time and memory of the controller for 1, 8 and all hosts: what stands, and one stage visited on all."""

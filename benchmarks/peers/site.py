@@ -91,6 +91,16 @@ class Site:
         took = self.provision("bootstrap", self.inventory, "--json", *stage, *words, deadline=deadline, memory=memory)
         return took, [json.loads(line) for line in took.out.splitlines() if line.startswith("{")]
 
+    def drift(self, deadline: Deadline) -> Took:
+        """A look at every host, which must find that all stands which was bootstrapped."""
+        took = self.provision("drift", self.inventory, "--json", deadline=deadline, codes=(0, 2))
+        document = json.loads(took.out.splitlines()[-1])
+        proved = {host["name"]: [stage["stands"] for stage in host["stages"]] for host in document["hosts"]}
+        fallen = [name for name in self.names if not proved.get(name) or not all(proved[name])]
+        if fallen:
+            raise OverError(f"provision drift finds that {', '.join(fallen)} does not stand:\n{took.out}")
+        return took
+
     def variables(self, name: str) -> dict[str, Any]:
         """How a host is reached."""
         (path,) = self.fleet.glob(f"overlay/host_vars/{name}*")
