@@ -138,6 +138,50 @@ def kill_with_descendants(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+# Long programs, made longer, that write down when they begin and when they end.
+SLOW = """#!/bin/sh
+echo "begin $$" >> /run/marks
+sleep 4
+/usr/{real} "$@"
+code=$?
+echo "end $$" >> /run/marks
+exit $code
+"""
+PROGRAMS = {"apt-get": "bin/apt-get", "mkswap": "sbin/mkswap"}
+
+
+def overtaken(subject: HostUnderTest, name: str) -> list[str]:
+    """The controller is killed in a long step, and the command given again at once: the two must never be at work together."""
+    for each, real in PROGRAMS.items():
+        subject.host.run(["tee", f"/usr/local/sbin/{each}"], input=SLOW.format(real=real))
+        subject.sh(f"chmod 755 /usr/local/sbin/{each}")
+    first = subject.begin()
+    running = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
+    while f"/usr/local/sbin/{name}" not in subject.sh(running, check=False):
+        assert first.poll() is None, f"the run ended before {name} was started"
+        time.sleep(0.1)
+    kill_with_descendants(first)
+    again = subject.bootstrap(code=None)
+    problems = [] if again.code == 0 else [f"the run after it ended with {again.code}: {again.text[-1200:]}"]
+    problems += overlapping(subject.sh("cat /run/marks").splitlines())
+    subject.sh(f"rm /run/marks {' '.join(f'/usr/local/sbin/{each}' for each in PROGRAMS)}")
+    return problems
+
+
+def overlapping(marks: list[str]) -> list[str]:
+    """What is wrong with a list of begins and ends: two at work at once, or one that never ended."""
+    at_work: list[str] = []
+    for mark in marks:
+        word, pid = mark.split()
+        if word == "end":
+            at_work.remove(pid)
+        elif at_work:
+            return [f"process {pid} began while {at_work[0]} was at work: {marks}"]
+        else:
+            at_work.append(pid)
+    return [f"{at_work} never ended: {marks}"] if at_work else []
+
+
 FAULTS: list[Callable[[HostUnderTest], list[str]]] = [
     connection_cut,
     cable_pulled,

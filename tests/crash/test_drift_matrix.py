@@ -92,7 +92,7 @@ def refused(subject: HostUnderTest, line: dict[str, Any], seen: dict[str, list[s
 
 
 def test_each_drift_is_named_and_repaired_alone(standing: HostUnderTest, budget: Budget, seed: int, tell: Tell) -> None:
-    wanted, diverged, deadline = standing.state(), [], budget.share(0.25)
+    wanted, diverged, deadline = standing.state(), [], budget.share(0.2)
     lines = [line for line in MATRIX["drifts"] if line["stage"] in standing.stages]
     for line in spread(lines, seed):
         if deadline.passed():

@@ -26,7 +26,7 @@ def test_every_point(
 ) -> None:
     stages = changed_stages() if budget.bounded else None
     points = [point for point in undisturbed.points if stages is None or point.stage in stages] or undisturbed.points
-    deadline, diverged = budget.share(0.4), []
+    deadline, diverged = budget.share(0.35), []
     for point in spread(points, seed):
         if deadline.passed():
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from host_under_test import HostUnderTest
 from module_runs import CAN_FAIL, Call, Ended, mutating
-from report import Budget, Deadline
+from report import Budget
 from sweep import Reference, Verdict, spread
 
 Tell = Callable[[str, Verdict], None]
@@ -80,47 +81,31 @@ def converged(subject: HostUnderTest, undisturbed: Reference) -> HostUnderTest:
     return subject
 
 
-@pytest.fixture(scope="module")
-def per_module(budget: Budget) -> Callable[[], Deadline]:
-    return lambda: budget.share(0.3 / len(MODULES))
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_killed_at_every_call(
-    name: str, converged: HostUnderTest, per_module: Callable[[], Deadline], seed: int, tell: Tell
-) -> None:
-    module, deadline, diverged = ModuleOnHost(converged, name), per_module(), []
+def sweep_module(module: ModuleOnHost, faults: tuple[str, ...], seed: int, most: int, tell: Tell) -> list[Verdict]:
+    """Disturb a module at its calls, by each fault in turn; the verdicts that are not good."""
     calls, wanted = module.undisturbed()
-    assert calls, f"{name} changes something by no system call that is known here"
-    for call in spread(calls, seed):
-        if deadline.passed():
-            break
-        verdict = module.disturb(call, "signal=KILL", wanted)
-        tell("system calls killed", verdict)
+    assert calls, f"{module.name} changes something by no system call that is known here"
+    possible = [call for call in calls if "KILL" in faults[0] or call.name in CAN_FAIL]
+    diverged = []
+    for number, call in itertools.islice(enumerate(spread(possible, seed)), most):
+        verdict = module.disturb(call, faults[number % len(faults)], wanted)
+        tell("system calls killed" if "KILL" in faults[0] else "system calls failed", verdict)
         if verdict.problems:
             diverged.append(verdict)
             wanted = module.undisturbed()[1]  # what this one left behind is charged to it alone
     module.bare()
-    assert diverged == []
+    return diverged
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_failed_at_every_call(
-    name: str, converged: HostUnderTest, per_module: Callable[[], Deadline], seed: int, tell: Tell
+@pytest.mark.parametrize(("faults", "part"), [(("signal=KILL",), 0.2), (("error=ENOSPC", "error=EIO"), 0.1)])
+def test_every_call_of_every_module(
+    faults: tuple[str, ...], part: float, converged: HostUnderTest, budget: Budget, seed: int, tell: Tell
 ) -> None:
-    """Half of the calls find the disk full, half a broken one."""
-    module, deadline, diverged = ModuleOnHost(converged, name), per_module(), []
-    calls, wanted = module.undisturbed()
-    faults = [(call, ("error=ENOSPC", "error=EIO")[n % 2]) for n, call in enumerate(calls) if call.name in CAN_FAIL]
-    for call, inject in spread(faults, seed):
+    deadline, diverged = budget.share(part), []
+    for name in spread(sorted(MODULES), seed):
         if deadline.passed():
             break
-        verdict = module.disturb(call, inject, wanted)
-        tell("system calls failed", verdict)
-        if verdict.problems:
-            diverged.append(verdict)
-            wanted = module.undisturbed()[1]
-    module.bare()
+        diverged += sweep_module(ModuleOnHost(converged, name), faults, seed, 4 if budget.bounded else 10**6, tell)
     assert diverged == []
 
 
