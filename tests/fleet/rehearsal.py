@@ -100,7 +100,10 @@ class Site:
         path.write_text(text, encoding="utf-8")
 
     def break_(self, host: str, fault: str) -> Run:
-        return self.run("lab", "break", self.directory, host, fault)
+        run = self.run("lab", "break", self.directory, host, fault)
+        if fault == "sshd-gone":
+            self.inside(host, "pkill sshd || true")  # the connections that earlier commands keep outlive the daemon
+        return run
 
     def mend(self, host: str, fault: str) -> Run:
         return self.run("lab", "mend", self.directory, host, fault)
