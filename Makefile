@@ -12,7 +12,7 @@ setup: ## everything that the project needs on this machine, and the command at 
 demo: setup ## two bare simulated hosts to a model that answers
 	@scripts/demo.sh
 
-test: lint types unit unit-newest fleet ## all that CI runs
+test: lint types unit unit-newest fleet crash ## all that CI runs
 
 lint: setup ## ruff, ansible-lint (production), yamllint, shellcheck, role interfaces
 	@scripts/lint.sh

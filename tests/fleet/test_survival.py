@@ -167,6 +167,41 @@ def test_a_host_that_reboots_in_mid_run_is_resumed(at_rest: Site) -> None:
     wait_until("the model answers again", lambda: at_rest.bootstrap(code=None).code == 0, 420)
 
 
+def test_a_plan_for_what_serves_tells_its_cost_and_is_what_happens(served: Site) -> None:
+    path, file = served.directory / "group_vars/serving.yml", served.directory.parent / "plan.json"
+    before = path.read_text()
+    line = before.splitlines().index("  max-num-seqs: 8") + 1
+    path.write_text(before.replace("max-num-seqs: 8", "max-num-seqs: 4"))
+    try:
+        plan = json.loads(served.run("plan", served.directory, "--json", "--out", file, code=2).out)
+        effects = {change["resource"]: change["effect"] for change in plan["changes"]["node-1"]}
+        assert effects["/etc/provision/vllm.yaml"] == "none"
+        assert effects["vllm.service"] == "restart"
+        assert list(plan["changes"]) == ["node-1"]
+        assert plan["waves"][0]["out"] == ["tiny_a"]
+        assert plan["now"]["kv_tokens"] > 0
+        assert plan["waves"][0]["left"]["replicas"] == []
+        screen = served.run("plan", served.directory, code=2).text
+        assert f"vllm_args changed (group_vars/serving.yml:{line - 2})" in screen
+        process = served.sh("node-1", "systemctl show -P MainPID vllm.service")
+        served.run("apply", file)
+        assert served.sh("node-1", "systemctl show -P MainPID vllm.service") != process
+        assert "nothing to do" in served.run("plan", served.directory).text.lower()
+    finally:
+        path.write_text(before)
+        served.bootstrap()
+
+
+def test_drift_of_what_serves_is_named(at_rest: Site) -> None:
+    assert at_rest.run("drift", at_rest.directory).code == 0
+    at_rest.sh("node-1", "systemctl stop vllm.service")
+    found = at_rest.run("drift", at_rest.directory, code=None)
+    assert found.code in (1, 2)
+    assert "vllm.service" in found.text
+    at_rest.bootstrap()
+    assert at_rest.run("drift", at_rest.directory).code == 0
+
+
 def test_what_a_run_did_can_be_shown(at_rest: Site) -> None:
     at_rest.sh("node-1", "sysctl -qw vm.swappiness=60")
     started = time.time()
