@@ -143,6 +143,7 @@ class Benchmark:
         runs: dict[str, list[Took]] = {tool.name: [] for tool in tools}
         for _ in range(self.options.rounds):
             for tool in tools:
+                made.disconnect()
                 done = tool.converge(deadline)
                 if done.changed:
                     raise OverError(f"{tool.name} changes converged hosts: {done.changed}")
@@ -162,6 +163,7 @@ class Benchmark:
         times = []
         for drift in chosen(self.options.stages):
             broken = Broken(made, made.names[0], [drift])
+            made.disconnect()
             done = Ours(made).converge(deadline)
             broken.expect_mended("provision")
             if list(done.changed) != [made.names[0]]:
