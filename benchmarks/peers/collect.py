@@ -134,7 +134,8 @@ class Managed:
             if unit.get("content") is not None or os.path.exists(SYSTEMD + name):
                 self.path(SYSTEMD + name)
             if run("systemctl", "show", "--property=LoadState", "--value", name) != "not-found":
-                enabled = run("systemctl", "is-enabled", name) == "enabled"
+                # Neither for a unit that cannot be enabled, such as one that a timer starts.
+                enabled = {"enabled": True, "disabled": False}.get(run("systemctl", "is-enabled", name))
                 active = run("systemctl", "is-active", name) == "active"
                 self.all["units"].append({"name": name, "enabled": enabled, "active": active})
 

@@ -104,7 +104,7 @@ class Cluster:
                 f"--engine ray: no Ray cluster of controllers answers at {address}: {_last_line(error)}\n"
                 f"  Start it here:             {Path(sys.executable).parent}/ray start --head\n"
                 f"  On each other controller:  {Path(sys.executable).parent}/ray start --address=THIS_HOST:6379\n"
-                "  If it runs, and wants a token:  export RAY_AUTH_MODE=token  with the same ~/.ray/auth_token everywhere."
+                "  If it wants a token:       export RAY_AUTH_MODE=token  and the same ~/.ray/auth_token everywhere"
             ) from error
 
 
