@@ -10,7 +10,20 @@ from rehearsal import Prediction, Run, Site, wait_until
 from snapshot import difference, snapshot
 
 HOSTS = ("node-1", "node-2")
-STAGES = ["preflight", "site", "host", "swap", "driver", "gpu", "tools", "serving_env", "weights", "ray", "vllm", "drift"]
+STAGES = [
+    "preflight",
+    "site",
+    "host",
+    "swap",
+    "driver",
+    "gpu",
+    "tools",
+    "serving_env",
+    "weights",
+    "ray",
+    "vllm",
+    "drift",
+]
 
 
 def vllm_process(site: Site) -> str:
