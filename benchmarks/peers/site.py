@@ -26,7 +26,7 @@ SERVING = {
     "serving_env_build": "cpu",
     "vllm_served_model_name": "tiny",
     "vllm_tensor_parallel_size": 1,
-    "vllm_args": {"max-model-len": 512, "max-num-seqs": 8},
+    "vllm_args": {"max-model-len": 512, "max-num-seqs": 8, "num-gpu-blocks-override": 64},  # 1 GiB less a host
     "swap_size": "64M",
 }
 SMALL = {"host_packages": ["ca-certificates", "numactl", "pciutils"]}  # where nothing is compiled: minutes less a fleet
