@@ -13,16 +13,8 @@ from rehearsal import Run, Site
 
 HOSTS = ("node-1", "node-2")
 TWO_REPLICAS = "serving: {children: {a: {hosts: {node-1: }}, b: {hosts: {node-2: }}}}\n"
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from provision.cli.fleet import load
-from provision.converge.shards import run_shards
-
-fleet = load(Path(sys.argv[1]), False)
-show = lambda event: print(json.dumps(event), flush=True)
-sys.exit(run_shards(fleet, address="local", stages=["site", "host"], full="--full" in sys.argv, on_event=show).exit_code)
-"""
+STAGES = ("--stage", "site,host")
+SHARDS = ("--engine", "ray", "--ray-address", "local", *STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +28,6 @@ def site(command: Path, make_site: Callable[[str], Site]) -> Site:
         made.variables(f"group_vars/{replica}.yml", "vllm_tensor_parallel_size: 1\n")
     made.up()
     return made
-
-
-def in_shards(site: Site, *options: str) -> Run:
-    """The same as `site.bootstrap`, on a Ray of its own."""
-    python = Site(site.command.with_name("python"), site.directory, site.state)
-    run = python.run("-c", PROGRAM, site.directory, *options)
-    run.out = "".join(line + "\n" for line in run.out.splitlines() if line.startswith("{"))
-    return run
 
 
 def told(run: Run) -> dict[str, list[Any]]:
@@ -60,15 +44,14 @@ def receipts(site: Site) -> list[str]:
 
 
 def test_shards_do_what_one_controller_does(site: Site) -> None:
-    stages = ("--stage", "site,host")
-    predicted = site.bootstrap("--check", *stages, code=2)
-    made = in_shards(site)
+    predicted = site.bootstrap("--check", *STAGES, code=2)
+    made = site.bootstrap(*SHARDS)
     assert made.changes() == predicted.changes()
     assert set(made.changes()) == set(HOSTS)
-    assert site.bootstrap(*stages).changes() == {}
+    assert site.bootstrap(*STAGES).changes() == {}
 
     sealed = receipts(site)
-    alone, sharded = site.bootstrap("--full", *stages), in_shards(site, "--full")
+    alone, sharded = site.bootstrap("--full", *STAGES), site.bootstrap("--full", *SHARDS)
     assert told(sharded) == told(alone)
     assert receipts(site) == sealed
 
