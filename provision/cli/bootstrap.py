@@ -109,4 +109,4 @@ def _engine(options: Options) -> Callable[..., Result]:
         return partial(converge, resumes=options.resumes)
     from provision.converge.shards import run_shards  # noqa: PLC0415 - Ray is an extra that few install
 
-    return partial(run_shards, address=options.ray_address)
+    return partial(run_shards, address=options.ray_address, resumes=options.resumes)

@@ -58,6 +58,8 @@ def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff:
         diff=diff,
         lab=record.lab,
         resumes=record.id,
+        engine=str(facts.get("engine") or "local"),
+        ray_address=facts.get("ray_address"),
     )
 
 

@@ -46,10 +46,10 @@ def bootstrap(
     UsageError for a limit or stage that does not exist, and LockedError while another run changes the same hosts.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
-    facts = _facts(fleet, hosts, chosen, check, full)
+    facts = facts_of(fleet, hosts, chosen, check, full)
     lab = len(fleet.sources) > 1
     asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
-    with nullcontext() if check else locked(fleet.path) as lock, _journal(fleet, {**facts, **asked}) as journal:
+    with nullcontext() if check else locked(fleet.path) as lock, open_journal(fleet, {**facts, **asked}) as journal:
         emit = _both(journal.event, lambda event: on_event(journal.scrub.value(event)))
         recorder = Recorder([host.name for host in hosts], ("reach", *chosen, "verify"), journal.id, emit)
         recorder.send("run_started", **facts)
@@ -62,7 +62,8 @@ def bootstrap(
         return _Run(fleet, hosts, chosen, how, recorder, journal, text).go()
 
 
-def _facts(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bool, full: bool) -> dict[str, object]:
+def facts_of(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bool, full: bool) -> dict[str, object]:
+    """What a run is about, for its journal and its first event."""
     return {
         "inventory": str(fleet.path.resolve()),
         "hosts": [host.name for host in hosts],
@@ -73,7 +74,8 @@ def _facts(fleet: Fleet, hosts: Sequence[Host], stages: Sequence[str], check: bo
     }
 
 
-def _journal(fleet: Fleet, facts: Mapping[str, object]) -> Journal:
+def open_journal(fleet: Fleet, facts: Mapping[str, object]) -> Journal:
+    """A journal that masks the fleet's secrets."""
     return Journal(facts, secret_values(fleet))
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from provision.converge.bootstrap import _facts, _journal
+from provision.converge.bootstrap import facts_of, open_journal
 from provision.converge.cluster import Cluster, LostError
 from provision.converge.history import taken_over
 from provision.converge.journal import Event, Journal, now
@@ -63,13 +63,13 @@ def run_shards(
     Raises UsageError also where Ray or its cluster is missing, or a controller has another inventory, roles or version.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
-    facts = _facts(fleet, hosts, chosen, check, full)
+    facts = facts_of(fleet, hosts, chosen, check, full)
     lab = len(fleet.sources) > 1
     asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
     options = {"stages": chosen, "check": check, "full": full, "forks": forks, "verbosity": verbosity}
     with Cluster(address) as cluster, nullcontext() if check else locked(fleet.path) as lock:
         cluster.compare(_order(fleet, "", 0, (), options))
-        with _journal(fleet, {**facts, **asked, "engine": "ray"}) as journal:
+        with open_journal(fleet, {**facts, **asked, "engine": "ray", "ray_address": address}) as journal:
             run = _Run(fleet, hosts, cluster, journal, options, on_event, on_text)
             run.send("run_started", **facts)
             if lock:
