@@ -54,8 +54,9 @@ class Ended:
     trace: list[str] = field(default_factory=list)
 
     @property
-    def was_killed(self) -> bool:
-        return not self.result and self.code in (-9, 137)
+    def was_disturbed(self) -> bool:
+        """Whether strace got to do what it was told to."""
+        return any("INJECTED" in line or "killed by SIGKILL" in line for line in self.trace)
 
 
 def install(host: LabHost) -> None:

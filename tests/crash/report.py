@@ -37,8 +37,8 @@ class Report:
 
     def summary(self) -> str:
         """One line: how much of each was done, and how many differences were found."""
-        done = Counter(str(row["area"]) for row in self.rows)
-        wrong = sum(row["outcome"] != "converged" for row in self.rows)
+        done = Counter(str(row["area"]) for row in self.rows if row["outcome"] != "not reached")
+        wrong = sum(row["outcome"] == "diverged" for row in self.rows)
         counts = " · ".join(f"{number} {area}" for area, number in done.items())
         return f"crash suite: {counts or 'nothing run'} · differences: {wrong} · seed {self.seed} · {MATRIX}"
 

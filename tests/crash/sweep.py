@@ -69,9 +69,12 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     reruns: int = 0
     seconds: float = 0.0
+    reached: bool = True
 
     @property
     def outcome(self) -> str:
+        if not self.reached and not self.problems:
+            return "not reached"  # proves nothing
         return "diverged" if self.problems else "converged"
 
 
