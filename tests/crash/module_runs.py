@@ -55,8 +55,8 @@ class Ended:
 
     @property
     def was_disturbed(self) -> bool:
-        """Whether strace got to do what it was told to."""
-        return any("INJECTED" in line or "killed by SIGKILL" in line for line in self.trace)
+        """Whether strace got to do what it was told to: an error is told in its trace, a death by the lack of a result."""
+        return any("INJECTED" in line for line in self.trace) or (not self.result and self.code != 0)
 
 
 def install(host: LabHost) -> None:
