@@ -137,20 +137,43 @@ def _code() -> str:
 
 @cache
 def _draws(stage: str) -> _Draw:
-    """Follow the names from the stage's role to the roles that define them, and from those on."""
-    text, seen, waiting = "", set[str](), [stage]
-    owners = _owners()
+    """Follow the names from the stage's role: to what defines a variable, and to all of a role that is included."""
+    texts, seen, waiting = [""], set[str](), [stage]
     while waiting:
-        role = waiting.pop()
-        if role in seen or not (content_root() / "roles" / role).is_dir():
+        name = waiting.pop()
+        if name in seen:
             continue
-        seen.add(role)
-        own = _text(role)
-        text += own
-        words = set(WORD.findall(own))
-        waiting += sorted({owners[word] for word in words & owners.keys()} | _included(role))
+        seen.add(name)
+        is_role = (content_root() / "roles" / name).is_dir()
+        texts.append(_text(name) if is_role else _definitions()[name])
+        words = set(WORD.findall(texts[-1]))
+        waiting += sorted(words & _definitions().keys())
+        waiting += sorted({_kept()[word] for word in words & _kept().keys()} | (_included(name) if is_role else set()))
+    text = "\n".join(texts)
     looks_around = bool(re.search(r"\b(hostvars|groups|ansible_play\w*)\b", text))
     return _Draw(frozenset(WORD.findall(text)), _versions(text), looks_around)
+
+
+@cache
+def _definitions() -> dict[str, str]:
+    """What each input and constant of a role is made of, as text."""
+    found: dict[str, str] = {}
+    for path in sorted((content_root() / "roles").glob("*/*/main.yml")):
+        if path.parent.name in ("defaults", "vars"):
+            for name, value in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items():
+                found[name] = found.get(name, "") + "\n" + yaml.safe_dump(value, allow_unicode=True, width=10_000)
+    return found
+
+
+@cache
+def _kept() -> dict[str, str]:
+    """Which role's tasks keep a name for later ones: who uses it draws on all of that role."""
+    found = {}
+    for role in sorted((content_root() / "roles").iterdir()):
+        for path in role.glob("tasks/*.yml"):
+            names = re.findall(rf"\b(__{role.name}\w*)\b", path.read_text(encoding="utf-8"))
+            found.update({name: role.name for name in names if name not in _definitions()})
+    return found
 
 
 def _versions(text: str) -> frozenset[str]:
@@ -161,28 +184,17 @@ def _versions(text: str) -> frozenset[str]:
     return everything if re.search(r"\bstack\b(?!\.\w)", expressions) else named & everything
 
 
-@cache
-def _owners() -> dict[str, str]:
-    """Which role defines a name: its inputs, its constants, and what its tasks keep."""
-    owners = {}
-    for role in sorted((content_root() / "roles").iterdir()):
-        for part in ("defaults/main.yml", "vars/main.yml"):
-            if (role / part).is_file():
-                owners.update(dict.fromkeys(yaml.safe_load((role / part).read_text(encoding="utf-8")) or {}, role.name))
-        for path in role.glob("tasks/*.yml"):
-            kept = re.findall(rf"\b(__{role.name}\w*)\b", path.read_text(encoding="utf-8"))
-            owners.update(dict.fromkeys(kept, role.name))
-    return owners
-
-
 def _included(role: str) -> set[str]:
-    """The roles that a role includes or reads files of: every role whose name stands in a file that does either."""
+    """The roles that a role includes or reads files of: those named in a task that includes one, or by role_path."""
     names = {path.name for path in (content_root() / "roles").iterdir()}
     found = set()
     for path in (content_root() / "roles" / role).rglob("*.yml"):
         text = path.read_text(encoding="utf-8")
-        if re.search(r"include_role|import_role|role_path", text):
-            found |= names & set(WORD.findall(text))
+        said = [line for line in text.splitlines() if "role_path" in line]
+        for task in (yaml.safe_load(text) or []) if path.parent.name == "tasks" else []:
+            shown = json.dumps({key: value for key, value in task.items() if key != "name"})
+            said += [shown] if re.search("include_role|import_role", shown) else []
+        found |= names & set(WORD.findall("\n".join(said)))
     return found - {role}
 
 

@@ -101,6 +101,18 @@ def test_what_a_replica_shares_counts_for_all_its_hosts(inventory: Path) -> None
     assert {"ray", "vllm"} <= moved(before, of(inventory), "h800-02")
 
 
+def test_what_one_role_alone_uses_counts_for_it_alone(inventory: Path) -> None:
+    before = of(inventory)
+    add(inventory, "h800-01", host_extra_sysctls={"vm.dirty_ratio": 30})
+    assert moved(before, of(inventory), "h800-01") == {"host"}
+
+
+def test_what_a_role_uses_of_another_counts_for_both(inventory: Path) -> None:
+    before = of(inventory)
+    add(inventory, "h800-01", host_service_user="serve", weights_dir="/srv/models")
+    assert {"host", "weights", "ray", "vllm"} <= moved(before, of(inventory), "h800-01")
+
+
 def test_a_version_counts_where_it_is_used(inventory: Path) -> None:
     fleet = load_fleet(inventory)
     before = inputs_of(fleet)
