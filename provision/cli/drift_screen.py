@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections import Counter
@@ -90,9 +91,10 @@ def _stage(receipt: StageReceipt) -> Iterator[str]:
     if receipt.facts:
         yield f"  {receipt.stage:{STAGE_WIDTH}} {', '.join(receipt.facts)} is not what it was."
     if receipt.error:
-        head, *rest = receipt.error.splitlines()
+        # What a unit's journal ends with may be a page of a program's own words; --json has it all.
+        head, *rest = re.sub(r" The journal of \S+ ends with:$", "", receipt.error, flags=re.MULTILINE).splitlines()
         yield f"  {receipt.stage:{STAGE_WIDTH}} [red]{escape(head)}[/]"
-        yield from (f"  {'':{STAGE_WIDTH}} {escape(line)}" for line in rest)
+        yield from (f"  {'':{STAGE_WIDTH}} {escape(line)}" for line in rest[-1:])
 
 
 def sentences(finding: Finding) -> list[str]:
