@@ -29,8 +29,8 @@ unit-newest: setup ## unit tests on the newest Python found, with the newest ans
 fleet: setup ## the whole chain on the simulated fleet, from the built wheel
 	$(BIN)/pytest -v -p no:cacheprovider tests/fleet
 
-crash: setup ## a bounded part of the crash suite: changed stages, CRASH_BUDGET seconds (300)
-	$(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
+crash: setup ## a bounded part of the crash suite: changed stages, CRASH_BUDGET seconds (180), CRASH_SEED (7)
+	CRASH_BUDGET=$${CRASH_BUDGET:-180} CRASH_SEED=$${CRASH_SEED:-7} $(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
 
 test-crash: setup ## the whole crash suite: every point, fault and drift; an hour or two. CRASH_SEED, CRASH_STAGES
 	CRASH_BUDGET=0 $(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash

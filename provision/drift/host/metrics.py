@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,15 +16,11 @@ NAME = "provision_drift.prom"
 def write(document: Mapping[str, Any], folder: str, seconds: float) -> None:
     """Put the metrics in place at once: the exporter never reads half of them."""
     Path(folder).mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{NAME}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write("".join(f"{line}\n" for line in lines(document["stages"], seconds)))
-            os.fchmod(handle.fileno(), 0o644)  # the exporter is another user
-        os.replace(temporary, Path(folder, NAME))
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    beside = Path(folder, f".{NAME}.new")  # one name: what a killed run leaves, the next one takes over
+    with open(beside, "w", encoding="utf-8") as handle:
+        handle.write("".join(f"{line}\n" for line in lines(document["stages"], seconds)))
+        os.fchmod(handle.fileno(), 0o644)  # the exporter is another user
+    os.replace(beside, Path(folder, NAME))
 
 
 def lines(stages: Mapping[str, Any], seconds: float) -> Iterator[str]:

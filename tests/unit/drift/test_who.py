@@ -173,3 +173,11 @@ def test_times_in_words() -> None:
     assert words.ago(noon - 4 * 3600, noon) == "4 h ago"
     assert words.ago(noon - 24 * 3600, noon) == "yesterday at 12:00"
     assert words.ago(noon - 72 * 3600, noon) == "on 2026-11-19 at 12:00"
+
+
+def test_provision_and_ansible_blame_not_themselves(journal) -> None:
+    look = "/bin/sh -c 'echo provision.sudo=yes#012exec python3 /run/provision/verify-1/verify.py --stages ray,vllm'"
+    task = "/bin/sh -c 'echo BECOME-SUCCESS-abc ; sysctl -w vm.swappiness=1'"
+    theirs = "/usr/sbin/sysctl -w vm.swappiness=60"
+    assert "vm.swappiness=60" in str(journal((1, task), (2, look), (300, theirs)).who(change("vm.swappiness")))
+    assert journal((1, task), (2, look)).who(change("vm.swappiness")) is None
