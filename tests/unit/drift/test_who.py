@@ -21,8 +21,10 @@ def change(resource: str, before: str = "", module: str = "m") -> dict[str, str]
 
 @pytest.fixture(autouse=True)
 def _still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the tests take, it is now."""
-    monkeypatch.setattr(time, "time", lambda: NOW)
+    """Each test has one moment of its own, in which all of it happens."""
+    now = time.time()
+    monkeypatch.setitem(globals(), "NOW", now)
+    monkeypatch.setattr(time, "time", lambda: now)
 
 
 @pytest.fixture
