@@ -182,12 +182,12 @@ def test_a_plan_for_what_serves_tells_its_cost_and_is_what_happens(served: Site)
         assert plan["waves"][0]["left"]["replicas"] == []
         screen = served.run("plan", served.directory, code=2).text
         line = before.splitlines().index("vllm_args:") + 1
-        assert f"group_vars/serving.yml:{line}" in screen
+        assert f"group_vars/serving.yml:{line}" in " ".join(screen.split())
         assert "out of rotation once (wave 1 of 1)" in screen
         process = served.sh("node-1", "systemctl show -P MainPID vllm.service")
         served.run("apply", file)
         assert served.sh("node-1", "systemctl show -P MainPID vllm.service") != process
-        assert "nothing to do" in served.run("plan", served.directory).text.lower()
+        served.run("plan", served.directory)  # ends with 0: nothing is left to do
     finally:
         path.write_text(before)
         served.bootstrap()
