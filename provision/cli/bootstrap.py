@@ -12,35 +12,17 @@ from provision import exits
 from provision.cli.fleet import inventory_argument, lab_option, load
 from provision.cli.options import Options
 from provision.cli.progress import progress
+from provision.cli.selection import limit_option, resolved, stage_option
 from provision.cli.summary import show
-from provision.converge import STAGES, Result
+from provision.converge import Result
 from provision.converge import bootstrap as converge
-from provision.converge.history import last_failed
 from provision.inventory import Fleet
-
-LAST_FAILED = "@last-failed"
-
-
-def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    return [stage for stage in STAGES if stage.startswith(incomplete)]
 
 
 @click.command()
 @inventory_argument
-@click.option(
-    "-l",
-    "--limit",
-    metavar="PATTERN",
-    help="Only these hosts, groups or replicas, as for ansible-playbook; @last-failed: those that failed last time.",
-)
-@click.option(
-    "--stage",
-    "stages",
-    multiple=True,
-    metavar="STAGE",
-    shell_complete=_stages,
-    help=f"Only these stages: {', '.join(STAGES)}.",
-)
+@limit_option
+@stage_option
 @click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change (exit code 2 if anything).")
 @click.option("--full", is_flag=True, help="Visit every stage of every host, whatever its receipts say.")
 @click.option("-D", "--diff", is_flag=True, help="Show changed files line by line.")
@@ -80,12 +62,10 @@ def bootstrap(
 
 def perform(fleet: Fleet, inventory: Path, options: Options) -> int:
     """Run what was asked for, with display and summary; the exit code."""
-    limit = options.limit
-    if limit == LAST_FAILED:
-        limit = ",".join(last_failed(fleet.path, lab=len(fleet.sources) > 1))
-        if not limit:
-            click.echo(f"No host of {inventory} failed in its last run.")
-            return exits.OK
+    limit = resolved(options.limit, fleet)
+    if options.limit and not limit:
+        click.echo(f"No host of {inventory} failed in its last run.")
+        return exits.OK
     with progress(fleet, inventory, text=options.verbose > 0, as_json=options.as_json) as display:
         result = _engine(options)(
             fleet,

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from provision.cli.words import counted
 from provision.converge.inputs import CODE
 from provision.converge.stages import STAGES
 from provision.drift import EFFECTS, Finding, StageReceipt
@@ -147,8 +148,8 @@ def _differs(before: str, after: str) -> str:
         return "should not be there"
     old, new = Counter(before.splitlines()), Counter(after.splitlines())
     lost, foreign = (new - old).total(), (old - new).total()
-    said = [f"{_count(lost, 'line')} missing"] if lost else []
-    said += [f"{_count(foreign, 'line')} not ours"] if foreign else []
+    said = [f"{counted(lost, 'line')} missing"] if lost else []
+    said += [f"{counted(foreign, 'line')} not ours"] if foreign else []
     return f"differs: {', '.join(said) or 'the order of its lines'}"
 
 
@@ -166,15 +167,15 @@ def _last(looks: Sequence[HostLook], rehearsal: Rehearsal, seconds: float, heals
     verified = [host for host in looks if not host.receipts.trouble]
     drifted = [host for host in verified if not host.stands]
     gone = len(looks) - len(verified)
-    said = f"{_count(len(verified), 'host')} verified in {seconds:.1f} s"
+    said = f"{counted(len(verified), 'host')} verified in {seconds:.1f} s"
     lost = f", {gone} not" if gone else ""
     if not drifted:
         yield f"{said}{lost}: nothing differs from what the last bootstrap left." if verified else f"{said}{lost}."
         return
     effects = Counter(finding.effect for host in drifted for finding in host.findings)
     costs = ", ".join(f"{effects[name]} {COSTS[name]}" for name in EFFECTS if effects[name])
-    things = f". {_count(effects.total(), 'thing')} to repair: {costs}" if effects else ""
-    yield f"{said}{lost}; {_count(len(drifted), 'host')} not as the last bootstrap left them{things}."
+    things = f". {counted(effects.total(), 'thing')} to repair: {costs}" if effects else ""
+    yield f"{said}{lost}; {counted(len(drifted), 'host')} not as the last bootstrap left them{things}."
     if not heals:
         quiet = sum(effects[name] for name in ("none", "reload"))
         if quiet:
@@ -270,7 +271,3 @@ def _host_document(host: HostLook) -> dict[str, Any]:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return escape(", ".join(names[:NAMED])) + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

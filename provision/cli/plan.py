@@ -12,37 +12,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from provision import exits
-from provision.cli.bootstrap import LAST_FAILED
 from provision.cli.fleet import inventory_argument, lab_option, load
 from provision.cli.plan_screen import screen
 from provision.cli.progress import progress
-from provision.converge import STAGES
-from provision.converge.history import last_failed
+from provision.cli.selection import limit_option, resolved, stage_option
 from provision.plan.document import document, may_write, write
 from provision.plan.make import Planning, make_plan
 from provision.plan.model import Options
 
 
-def _stages(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    return [stage for stage in STAGES if stage.startswith(incomplete)]
-
-
 @click.command()
 @inventory_argument
-@click.option(
-    "-l",
-    "--limit",
-    metavar="PATTERN",
-    help="Only these hosts, groups or replicas, as for ansible-playbook; @last-failed: those that failed last time.",
-)
-@click.option(
-    "--stage",
-    "stages",
-    multiple=True,
-    metavar="STAGE",
-    shell_complete=_stages,
-    help=f"Only these stages: {', '.join(STAGES)}.",
-)
+@limit_option
+@stage_option
 @click.option("--full", is_flag=True, help="Trust no receipt: look at every stage of every host.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the plan, for provision apply.")
 @click.option("-D", "--diff", is_flag=True, help="Show every change, and changed files line by line.")
@@ -69,13 +51,12 @@ def plan(
     if out:
         may_write(out)
     fleet = load(inventory, lab)
-    if limit == LAST_FAILED:  # by name: what the last run was may change before the plan is applied
-        limit = ",".join(last_failed(fleet.path, lab=len(fleet.sources) > 1))
-        if not limit:
-            click.echo(f"No host of {inventory} failed in its last run.", err=as_json)
-            return exits.OK
+    hosts = resolved(limit, fleet)  # by name: what the last run was may change before the plan is applied
+    if limit and not hosts:
+        click.echo(f"No host of {inventory} failed in its last run.", err=as_json)
+        return exits.OK
     with progress(fleet, inventory, text=False, as_json=False) as display:
-        planning = make_plan(fleet, Options(limit, stages, full, lab), forks=forks, on_event=display.event)
+        planning = make_plan(fleet, Options(hosts, stages, full, lab), forks=forks, on_event=display.event)
     if as_json:
         click.echo(json.dumps(document(planning.plan), indent=1, ensure_ascii=False))
     else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
+from provision.cli.words import counted
 from provision.inventory import Fleet
 from provision.plan.make import Planning
 from provision.plan.model import EFFECTS, Capacity, Plan, PlannedChange, Wave
@@ -77,7 +78,7 @@ def _not_whole(planning: Planning) -> Iterator[str]:
 
 
 def _nothing(plan: Plan, seconds: float) -> str:
-    verified = f"{_count(len(plan.hosts), 'host')} verified in {seconds:.1f} s: nothing to change."
+    verified = f"{counted(len(plan.hosts), 'host')} verified in {seconds:.1f} s: nothing to change."
     visits = [f"{visit.stage} on {host}" for host, own in plan.visits.items() for visit in own]
     return f"{verified} A run would look again at {escape(_named(visits))}." if visits else verified
 
@@ -193,9 +194,9 @@ def _unified(change: PlannedChange) -> Iterator[str]:
 def _footer(plan: Plan) -> str:
     if not plan.changes:
         return "No change is known."
-    reboots = [_count(plan.reboots, "reboot")] if plan.reboots else []
-    said = [f"{_count(len(plan.changes), 'host')} change{'s' if len(plan.changes) == 1 else ''}", *reboots]
-    said.append(_count(len(plan.waves), "wave"))
+    reboots = [counted(plan.reboots, "reboot")] if plan.reboots else []
+    said = [f"{counted(len(plan.changes), 'host')} change{'s' if len(plan.changes) == 1 else ''}", *reboots]
+    said.append(counted(len(plan.waves), "wave"))
     out = [wave for wave in plan.waves if wave.out]
     if out:
         said.append(f"never fewer than {_capacity(plan, _least(out))}")
@@ -209,7 +210,7 @@ def _footer(plan: Plan) -> str:
 
 
 def _capacity(plan: Plan, left: Capacity) -> str:
-    replicas = f"{len(left.replicas)} of {_count(len(plan.replicas), 'replica')}"
+    replicas = f"{len(left.replicas)} of {counted(len(plan.replicas), 'replica')}"
     unknown = f", {_named(plan.unknown)} not known" if plan.unknown else ""
     if not left.replicas:
         return replicas + unknown
@@ -242,7 +243,3 @@ def _named(names: Sequence[str]) -> str:
     if len(names) <= NAMED + 1:
         return ", ".join(names)
     return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

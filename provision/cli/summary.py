@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from provision.cli.words import counted
 from provision.converge import STAGES, Change, HostResult, Result
 from provision.converge.result import Difference
 from provision.inventory import Fleet, simulated
@@ -164,16 +165,16 @@ def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
     changes = sum(len(list(_change_lines(change))) for host in hosts for change in host.changes)
     bad = [host for host in hosts if host.failure]
     if not (changes or bad or result.error or result.interrupted):
-        verified = f"{_count(len(hosts), 'host')} verified in {_time(result.seconds)}"
+        verified = f"{counted(len(hosts), 'host')} verified in {_time(result.seconds)}"
         yield f"{verified}: nothing to change.{_answers(result, fleet)}"
         return
     would = "pending, nothing was done" if result.check else "made"
-    said = [f"{_count(changes, 'change')} {would}" if changes else "nothing changed"]
+    said = [f"{counted(changes, 'change')} {would}" if changes else "nothing changed"]
     for status, word in (("failed", "failed"), ("unreachable", "unreachable"), ("held_back", "held back")):
         count = sum(host.status == status for host in hosts)
         said += [f"{count} {word}"] if count else []
     if not (result.error or result.interrupted):
-        yield f"{_count(len(hosts), 'host')}: {', '.join(said)}, in {_time(result.seconds)}.{_answers(result, fleet)}"
+        yield f"{counted(len(hosts), 'host')}: {', '.join(said)}, in {_time(result.seconds)}.{_answers(result, fleet)}"
     if result.check and changes and not bad:
         yield f"Apply them:  provision bootstrap {escape(str(inventory))}{' --lab' if _rehearsed(fleet) else ''}"
     if bad or result.error or result.interrupted:
@@ -200,10 +201,6 @@ def _rehearsed(fleet: Fleet) -> bool:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {escape(line)}" for line in text.splitlines())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from provision.converge.inputs import CODE, Inputs, inputs_of
 from provision.converge.stages import DISRUPTIVE, FOLLOWERS, REPLICA_STAGES
 from provision.drift import HostReceipts, StageReceipt, verify
+from provision.drift.receipts import HARMLESS
 from provision.inventory import Fleet, Host
 
-HARMLESS = {"none", "reload"}
 NAMED = 3  # resources in a reason
 
 
@@ -89,9 +89,7 @@ def _visit(host: HostReceipts, stage: str, wanted: Mapping[str, str], full: bool
 
 
 def _judged(stage: str, receipt: StageReceipt, wanted: Mapping[str, str]) -> Visit | None:
-    changed = tuple(
-        sorted(name for name in {**wanted, **receipt.inputs} if wanted.get(name) != receipt.inputs.get(name))
-    )
+    changed = receipt.changed_inputs(wanted)
     if changed:
         variables = tuple(name for name in changed if name not in CODE)
         kind = "inputs" if variables else "code"

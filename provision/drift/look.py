@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from provision.converge.inputs import CODE, inputs_of
 from provision.converge.stages import STAGES
-from provision.drift.receipts import Finding, HostReceipts, StageReceipt
+from provision.drift.receipts import HARMLESS, Finding, HostReceipts, StageReceipt
 from provision.drift.survey import verify
 from provision.inventory import Fleet, Host
-
-HARMLESS = ("none", "reload")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def _changed(receipt: StageReceipt, wanted: Mapping[str, str]) -> tuple[str, ...
     """The inputs that are not those from which the receipt was made; one that nobody can read has none to compare."""
     if not receipt.inputs and receipt.error:
         return ()
-    return tuple(sorted(name for name in {**wanted, **receipt.inputs} if wanted.get(name) != receipt.inputs.get(name)))
+    return receipt.changed_inputs(wanted)
 
 
 @dataclass(frozen=True)

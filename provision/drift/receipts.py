@@ -12,6 +12,9 @@ from provision.ssh.trouble import Trouble
 EFFECTS = ("none", "reload", "restart", "gpu_reset", "reboot")
 
 
+HARMLESS = ("none", "reload")  # effects that nobody who is served notices
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that differs from the receipt, in the words of the module that would set it right.
@@ -46,6 +49,10 @@ class StageReceipt:
     def stands(self) -> bool:
         """Whether the host is as the stage left it."""
         return not (self.findings or self.facts or self.error)
+
+    def changed_inputs(self, wanted: Mapping[str, str]) -> tuple[str, ...]:
+        """The names of the inputs that are not those from which the receipt was made."""
+        return tuple(sorted(name for name in {**wanted, **self.inputs} if wanted.get(name) != self.inputs.get(name)))
 
 
 @dataclass(frozen=True)

@@ -201,10 +201,10 @@ def test_exit_codes(plans, capsys):
 
 def test_the_hosts_that_failed_last_are_named_in_the_plan(plans, monkeypatch, capsys):
     asked: list[Options] = []
-    monkeypatch.setattr("provision.cli.plan.last_failed", lambda path, lab: ["n1", "n2"])
+    monkeypatch.setattr("provision.cli.selection.last_failed", lambda path, lab: ["n1", "n2"])
     plans(planning_of(), "--limit", "@last-failed", asked=asked)
     assert [options.limit for options in asked] == ["n1,n2"]
-    monkeypatch.setattr("provision.cli.plan.last_failed", lambda path, lab: [])
+    monkeypatch.setattr("provision.cli.selection.last_failed", lambda path, lab: [])
     assert plans(planning_of(), "--limit", "@last-failed", asked=asked) == exits.OK
     assert len(asked) == 1
     assert "failed in its last run" in capsys.readouterr().out
