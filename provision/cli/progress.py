@@ -127,6 +127,8 @@ class Lines:
             self._rows = {name: _Row(task="verifying its receipts", since=now) for name in event["hosts"]}
         elif kind == "verified":
             self._verified(event)
+        elif kind == "mending":
+            self._mending(event)
         elif kind == "stopping":
             self._notice = stopping(event)
         elif row and kind == "host_refused":
@@ -147,6 +149,11 @@ class Lines:
                 del self._rows[name]
             elif stages:
                 self._rows[name] = _Row("", "waiting for its turn", now, total=len(stages))
+
+    def _mending(self, event: Event) -> None:
+        now = time.monotonic()
+        for name, stages in event["hosts"].items():
+            self._rows[name] = _Row("mend", f"sets right {', '.join(stages)}", now)
 
     def text(self, line: str) -> None:
         """Ansible's own text scrolls by above the lines, if asked for."""

@@ -18,7 +18,8 @@ from provision.converge.result import Failure, Result
 from provision.converge.runner import Playbook, Watch, run_playbook
 from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
-from provision.converge.standing import Standing, stand
+from provision.converge.standing import Standing, mended, stand
+from provision.drift import mend
 from provision.inventory import Fleet, Host, select
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ def bootstrap(
     asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
     with nullcontext() if check else locked(fleet.path) as lock, open_journal(fleet, {**facts, **asked}) as journal:
         emit = _both(journal.event, lambda event: on_event(journal.scrub.value(event)))
-        recorder = Recorder([host.name for host in hosts], ("reach", *chosen, "verify"), journal.id, emit)
+        recorder = Recorder([host.name for host in hosts], ("reach", "mend", *chosen, "verify"), journal.id, emit)
         recorder.send("run_started", **facts)
         if lock:
             lock.name(journal.id)
@@ -126,6 +127,7 @@ class _Run:
         return self._result(time.monotonic() - start)
 
     def _come_to_rest(self, standing: Standing) -> None:
+        standing = self.mend(standing)
         for _ in range(ROUNDS):
             if not (standing.visits and self.change(standing)):
                 return
@@ -148,11 +150,28 @@ class _Run:
         self.recorder.finish_stage()
         for name, own in standing.visits.items():
             self.recorder.hosts[name].visited += own
+        return self._verified(standing, [host.name for host in hosts])
+
+    def _verified(self, standing: Standing, hosts: Sequence[str]) -> Standing:
         standing = self._possible(standing)
         visits = {name: {visit.stage: visit.why for visit in own} for name, own in standing.visits.items()}
         waves = [list(wave) for wave in standing.waves]
-        self.recorder.send("verified", hosts=[host.name for host in hosts], visits=visits, waves=waves)
+        self.recorder.send("verified", hosts=list(hosts), visits=visits, waves=waves)
         return standing
+
+    def mend(self, standing: Standing) -> Standing:
+        """Have hosts set right by themselves what they can, without Ansible; what they cannot is visited."""
+        asked = standing.mendable()
+        if not asked:
+            return standing
+        self.recorder.begin("mend")
+        self.recorder.send("mending", hosts={name: list(stages) for name, stages in asked.items()})
+        told = mend(asked, self.hosts, self.stages)
+        for host in told:
+            for done in host.mended:
+                self.recorder.mended(host.host, done)
+        self.recorder.finish_stage()
+        return self._verified(mended(self.fleet, standing, told, self.stages), list(asked))
 
     def change(self, standing: Standing) -> bool:
         """Run what is to be visited, wave by wave; false if something stopped it."""

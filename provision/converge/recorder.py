@@ -8,7 +8,8 @@ from typing import Any
 
 from provision.converge import translate
 from provision.converge.journal import Event, now
-from provision.converge.result import Answer, Change, Failure, HostResult
+from provision.converge.result import Answer, Change, Difference, Failure, HostResult
+from provision.drift.receipts import Mended
 
 OUTCOMES = {
     "runner_on_ok": "ok",
@@ -48,6 +49,18 @@ class Recorder:
         """The model on a host has generated something."""
         self.hosts[host].answer = Answer(tokens, latency_ms)
         self.send("model_answered", host=host, tokens=tokens, latency_ms=latency_ms)
+
+    def mended(self, host: str, done: Mended) -> None:
+        """A host has set something right by itself. Why it could not, if so, the visit that follows will tell."""
+        actions = tuple(change.action for change in done.changes)
+        effects = tuple(change.effect for change in done.changes)
+        differences = tuple(Difference(one.resource, one.before, one.after) for one in done.changes if one.resource)
+        if not actions:
+            return
+        result = self.hosts[host]
+        result.changes.append(Change(done.stage, done.module, actions, differences, effects))
+        result.counts["changed"] = result.counts.get("changed", 0) + 1
+        self._finished(host, result.changes[-1], "changed", done.seconds, None)
 
     def runner_event(self, event: Mapping[str, Any]) -> None:
         """Take one event of ansible-runner."""
@@ -109,13 +122,16 @@ class Recorder:
         if message is not None:
             host.failure = Failure(stage, task, message, unreachable=outcome == "unreachable")
             self._fresh.append(host.failure)
+        self._finished(host.name, change, outcome, float(data.get("duration") or 0), message)
+
+    def _finished(self, host: str, change: Change, outcome: str, seconds: float, message: str | None) -> None:
         self.send(
             "task_finished",
-            host=host.name,
-            stage=stage,
-            task=task,
+            host=host,
+            stage=change.stage,
+            task=change.task,
             status=outcome,
-            seconds=round(float(data.get("duration") or 0), 3),
+            seconds=round(seconds, 3),
             actions=list(change.actions) if outcome == "changed" else [],
             effects=list(change.effects) if outcome == "changed" else [],
             changes=[vars(difference) for difference in change.differences] if outcome == "changed" else [],

@@ -96,7 +96,7 @@ class _Run:
     ) -> None:
         self.fleet, self.chosen, self.cluster, self.journal, self.options = fleet, hosts, cluster, journal, options
         self.on_event, self.on_text = on_event, on_text
-        self.merger = Merger(journal.id, ("reach", *options["stages"], "verify"), self.emit)
+        self.merger = Merger(journal.id, ("reach", "mend", *options["stages"], "verify"), self.emit)
         self.hosts = {host.name: HostResult(host.name) for host in hosts}
         self.errors: list[str] = []
         self.running: dict[str, tuple[str, str]] = {}

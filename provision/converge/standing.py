@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from provision.converge.inputs import CODE, Inputs, inputs_of
-from provision.converge.stages import DISRUPTIVE, FOLLOWERS, REPLICA_STAGES
+from provision.converge.stages import DISRUPTIVE, FOLLOWERS, MENDABLE, REPLICA_STAGES
 from provision.drift import HostReceipts, StageReceipt, verify
 from provision.drift.receipts import HARMLESS
 from provision.inventory import Fleet, Host
@@ -44,6 +44,22 @@ class Standing:
     def visited(self, host: str) -> tuple[str, ...]:
         """The stages that are to run on a host."""
         return tuple(visit.stage for visit in self.visits.get(host, ()))
+
+    def mendable(self) -> dict[str, tuple[str, ...]]:
+        """By host, the stages in which somebody else changed what the host can set right by itself, unnoticed."""
+        found = {
+            name: tuple(
+                visit.stage for visit in own if visit.stage in MENDABLE and not _is_deep(visit, self.receipts[name])
+            )
+            for name, own in self.visits.items()
+        }
+        return {name: stages for name, stages in found.items() if stages}
+
+
+def mended(fleet: Fleet, standing: Standing, told: Sequence[HostReceipts], stages: Sequence[str]) -> Standing:
+    """What stands after some hosts have set right what they can. One that fell silent is as it was."""
+    now = {host.host: host for host in told if not host.trouble}
+    return decide(fleet, {**standing.receipts, **now}, standing.inputs, stages)
 
 
 def stand(

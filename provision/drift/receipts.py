@@ -56,6 +56,17 @@ class StageReceipt:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """What one module of a stage set right on its host; with an `error`, how far it came before it could not go on."""
+
+    stage: str
+    module: str
+    changes: tuple[Finding, ...]
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Busy:
     """Who changes the host right now."""
 
@@ -78,6 +89,7 @@ class HostReceipts:
     serving: bool = False
     kv_tokens: int | None = None
     stages: Mapping[str, StageReceipt] = field(default_factory=dict)
+    mended: tuple[Mended, ...] = ()
 
 
 def parsed(host: str, document: Mapping[str, Any]) -> HostReceipts:
@@ -93,7 +105,13 @@ def parsed(host: str, document: Mapping[str, Any]) -> HostReceipts:
         serving=bool(document["serving"]),
         kv_tokens=document["kv_tokens"],
         stages={name: _stage(name, told) for name, told in document["stages"].items()},
+        mended=tuple(_mended(name, told) for name, all_told in document["mended"].items() for told in all_told),
     )
+
+
+def _mended(stage: str, told: Mapping[str, Any]) -> Mended:
+    changes = tuple(Finding(stage=stage, **change) for change in told["changes"])
+    return Mended(stage, str(told["module"]), changes, float(told["seconds"]), told["error"])
 
 
 def _stage(name: str, told: Mapping[str, Any]) -> StageReceipt:

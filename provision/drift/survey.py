@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from provision.drift.bundle import ENTRY, directory_of, verifier_text
@@ -15,6 +15,7 @@ from provision.ssh.fan import AT_ONCE
 from provision.ssh.reach import python_of
 from provision.ssh.trouble import Trouble
 
+MEND_S = 1800  # a package may have to be fetched
 ANSWER_S = 300  # to read weights again that were touched takes long; a host that hangs is found by its silence
 # Where the program has unpacked itself already, what is on standard input is left to whoever called.
 SCRIPT = """\
@@ -37,7 +38,26 @@ def verify(
     `who` asks the hosts to say who made each change, as far as they know; `follow` to ask the hub what a branch of
     weights means now; `on_host` gets each host's as it comes.
     """
-    calls = [Call(host, _script(host, stages, who, follow), verifier_text()) for host in hosts]
+    flags = [flag for flag, asked in (("--who", who), ("--follow", follow)) if asked]
+    calls = [_call(host, stages, flags) for host in hosts]
+    return _ask(calls, at_once, ANSWER_S, on_host)
+
+
+def mend(
+    hosts: Mapping[str, Sequence[str]], fleet: Sequence[Host], stages: Sequence[str], *, at_once: int = AT_ONCE
+) -> list[HostReceipts]:
+    """Have hosts set right, by themselves, what differs in some of their stages, as long as nobody notices.
+
+    `hosts` names the stages to be mended, by host of the fleet. Each answers with what it changed, in `mended`, and
+    with its receipts of all `stages` as they stand then: in one SSH round trip a host, all at once.
+    """
+    calls = [_call(host, stages, ["--mend", ",".join(hosts[host.name])]) for host in fleet if host.name in hosts]
+    return _ask(calls, at_once, MEND_S, lambda _told: None)
+
+
+def _ask(
+    calls: Sequence[Call], at_once: int, timeout: float, on_host: Callable[[HostReceipts], object]
+) -> list[HostReceipts]:
     found: dict[str, HostReceipts] = {}
 
     def take(answer: Answer) -> None:
@@ -45,16 +65,16 @@ def verify(
         found[answer.host.name] = receipts
         on_host(receipts)
 
-    call(calls, at_once=at_once, timeout=ANSWER_S, on_answer=take)
-    return [found[host.name] for host in hosts]
+    call(calls, at_once=at_once, timeout=timeout, on_answer=take)
+    return [found[one.host.name] for one in calls]
 
 
-def _script(host: Host, stages: Sequence[str], who: bool, follow: bool) -> str:
+def _call(host: Host, stages: Sequence[str], flags: Sequence[str]) -> Call:
     """What root's shell runs there."""
-    flags = [flag for flag, asked in (("--who", who), ("--follow", follow)) if asked]
     arguments = [*(["--stages", ",".join(stages)] if stages else []), *flags]
     entry = shlex.quote(f"{directory_of()}/{ENTRY}")
-    return SCRIPT.format(entry=entry, python=shlex.quote(python_of(host)), arguments=shlex.join(arguments))
+    script = SCRIPT.format(entry=entry, python=shlex.quote(python_of(host)), arguments=shlex.join(arguments))
+    return Call(host, script, verifier_text())
 
 
 def _judged(answer: Answer) -> HostReceipts:

@@ -40,6 +40,7 @@ SKIP = {
     "/run/provision/lease": "is there once a run has changed something since boot; who holds it is told by `locks`",
     "/var/cache/provision/uv": "a cache that all simulated hosts share",
 }
+WORK = "/run/provision/work"  # is there once a module has needed it since boot; what is in it counts
 # Names that only work in progress has, wherever it is.
 PARTIAL = re.compile(
     r"\.(new|old|partial|tmp|dpkg-new|dpkg-tmp)(\.|$)|\.ansible/tmp/|/\.[^/]+\.[a-z0-9_]{8}$|/\.provision-|provision-verify"
@@ -104,6 +105,7 @@ def walk(root, with_content):
             if (
                 path not in SKIP
                 and not path.endswith(".pending")
+                and not (path == WORK and not os.listdir(path))
                 and not VOLATILE.search(path + "/" if name in folders else path)
             ):
                 found[path] = tell(path, with_content)

@@ -27,11 +27,12 @@ def main(argv: list[str]) -> int:
     for name in ("PROVISION_RUN", "PROVISION_STAGE"):
         os.environ.pop(name, None)  # nothing that runs here is to be noted for a receipt
     os.chdir("/")
-    steps.prepare()
+    steps.prepare(bool(asked.mend))
     if asked.metrics and provision_host.lock_holder():
         return 0  # what is under way is no drift; the age of the metrics tells
     begin = time.monotonic()
-    receipts = _receipts(asked.receipts, [name for name in asked.stages.split(",") if name])
+    mended = _mend(asked) if asked.mend else {}
+    receipts = _receipts(asked.receipts, _names(asked.stages))
     verified = {name: _stage(receipt, asked) for name, receipt in receipts.items()}
     if asked.metrics:
         from provision.drift.host import metrics  # noqa: PLC0415 - as below: imported by those who use it alone
@@ -39,9 +40,31 @@ def main(argv: list[str]) -> int:
         metrics.write({"stages": verified}, asked.metrics, time.monotonic() - begin)
         return 0
     sound = [receipt for receipt in receipts.values() if "steps" in receipt]
-    document = {"format": FORMAT, "python": sys.version.split()[0], **state(sound), "stages": verified}
+    document = {
+        "format": FORMAT,
+        "python": sys.version.split()[0],
+        **state(sound),
+        "stages": verified,
+        "mended": mended,
+    }
     json.dump(document, sys.stdout)
     return 0
+
+
+def _mend(asked: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What was set right, by stage. The host is held from before the receipts are read until the last step is done.
+
+    So a run that comes later, with other parameters, waits for the end, and what it does is not undone.
+    """
+    with provision_host.host_lock("provision-verify --mend", asked.lock):
+        steps.hold()
+        receipts = _receipts(asked.receipts, _names(asked.mend))
+        sound = {name: receipt["steps"] for name, receipt in receipts.items() if "steps" in receipt}
+        return {name: [vars(done) for done in steps.mend(found)] for name, found in sound.items()}
+
+
+def _names(listed: str) -> list[str]:
+    return [name for name in listed.split(",") if name]
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -50,9 +73,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip", default="", metavar="MODULES", help="leave out the steps of these modules")
     parser.add_argument("--light", action="store_const", dest="skip", const=HEAVY, help=f"leave out {HEAVY}")
     parser.add_argument("--follow", action="store_true", help="ask the hub what a branch of weights means now")
+    parser.add_argument("--mend", default="", metavar="NAMES", help="set right first what nobody notices in these")
     parser.add_argument("--who", action="store_true", help="say who made each change, where this host knows")
     parser.add_argument("--metrics", metavar="DIRECTORY", help="write metrics there instead of the document")
     parser.add_argument("--receipts", default=RECEIPTS, metavar="DIRECTORY", help="[default: %(default)s]")
+    parser.add_argument("--lock", default=provision_host.LOCK_PATH, metavar="FILE", help="[default: %(default)s]")
     return parser.parse_args(argv)
 
 

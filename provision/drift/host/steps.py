@@ -1,4 +1,7 @@
-"""Verifies the steps of receipts: each step's own module runs in check mode, and tells what it would change."""
+"""Verifies the steps of receipts: each step's own module runs in check mode, and tells what it would change.
+
+And mends them: the same module, with the same parameters, not in check mode.
+"""
 
 # ruff: noqa: ANN401 - results and parameters of modules are any JSON
 
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ansible.module_utils import basic, provision_host
 
+HARMLESS = ("none", "reload")  # effects that nobody who is served notices
 LIBRARY = "provision_library"  # the package of the roles' modules, beside this one
 SAID_BY_ALL = {"failed", "changed", "actions", "diff", "effects", "msg", "warnings", "invocation", "rc", "skipped"}
 VOLATILE = {"latency_ms", "tokens", "waited_s", "loaded", "reboot_reason", "pending", "nodes"}
@@ -55,15 +59,24 @@ class _Recorder(provision_host.Outcome):  # type: ignore[misc]  # part of the bu
         self.kept.append(change)
 
 
-def prepare() -> None:
-    """Have the modules' shared code look once, and leave out what was settled when the receipt was made."""
+def prepare(mends: bool = False) -> None:
+    """Have the modules' shared code look once, and leave out what was settled when the receipt was made.
+
+    Where something may be changed in between (`mends`), one answer is no answer to the next question.
+    """
     _import_late("urllib", "request")
     provision_host.Outcome = _Recorder
-    provision_host.run = remembering(provision_host.run)
+    if not mends:
+        provision_host.run = remembering(provision_host.run)
     # From here on, since what imports `run` keeps the one that it finds.
     units = importlib.import_module("ansible.module_utils.provision_units")
     # systemd has read these very texts before they were put in place; to have it read them again takes half a second.
     vars(units)["verify"] = lambda _units, _check_mode: None
+
+
+def hold() -> None:
+    """The host's lock is held from here on: the modules that run now need not take it, and could not."""
+    provision_host.host_lock = lambda *_what, **_how: contextlib.nullcontext()
 
 
 class _Late(types.ModuleType):
@@ -111,6 +124,35 @@ def remembering(run: Callable[..., Any]) -> Callable[..., Any]:
     return once
 
 
+@dataclass
+class Mended:
+    """What one module changed in order to set its step right, in the words in which it tells that to Ansible."""
+
+    module: str
+    changes: list[dict[str, Any]]
+    seconds: float
+    error: str | None = None
+
+
+def mend(steps: list[dict[str, Any]]) -> list[Mended]:
+    """Perform, in order, each step that differs, if nobody notices that; up to the first that cannot be performed.
+
+    A step that differs in anything that somebody notices is left as it is, and so are those after it.
+    """
+    done: list[Mended] = []
+    for step in steps:
+        verdict = verify([step], frozenset())
+        if verdict.error or any(change["effect"] not in HARMLESS for change in verdict.changes):
+            break
+        if verdict.changes:
+            begin = time.monotonic()
+            error = _run(step["module"], step, follow=False, check_mode=False)
+            done.append(Mended(step["module"], _told(step["module"]), round(time.monotonic() - begin, 3), error))
+            if error:
+                break
+    return done
+
+
 def verify(steps: list[dict[str, Any]], skip: frozenset[str], follow: bool = False) -> Verdict:
     """Verify a stage's steps in order; of those that cannot be verified, the first says why.
 
@@ -128,6 +170,18 @@ def _verify(step: dict[str, Any], verdict: Verdict, follow: bool) -> None:
     error = _run(name, step, follow)
     verdict.error = verdict.error or error
     result = basic.Step.result
+    verdict.changes += _told(name)
+    if "latency_ms" in result and "tokens" in result:
+        verdict.answer = {"tokens": int(result["tokens"]), "latency_ms": int(result["latency_ms"])}
+    if reason := result.get("reboot_reason"):
+        verdict.changes.append(_reboot(name, str(reason)))
+    if not result.get("failed"):
+        verdict.facts += [fact for fact in _differing(step.get("facts") or {}, result) if fact not in verdict.facts]
+
+
+def _told(name: str) -> list[dict[str, Any]]:
+    """The changes that the module has told, each with its effect; without secrets."""
+    result, changes = basic.Step.result, []
     effects = {str(action): str(effect) for action, effect in zip(result.get("actions", ()), result.get("effects", ()))}  # noqa: B905  Python 3.9
     for change in _Recorder.kept:
         told = {
@@ -139,24 +193,19 @@ def _verify(step: dict[str, Any], verdict: Verdict, follow: bool) -> None:
             "who": None,
             "effect": getattr(change, "effect", None) or effects.get(change.action, "restart"),
         }
-        verdict.changes.append(basic.masked(told, basic.Step.secrets))
-    if "latency_ms" in result and "tokens" in result:
-        verdict.answer = {"tokens": int(result["tokens"]), "latency_ms": int(result["latency_ms"])}
-    if reason := result.get("reboot_reason"):
-        verdict.changes.append(_reboot(name, str(reason)))
-    if not result.get("failed"):
-        verdict.facts += [fact for fact in _differing(step.get("facts") or {}, result) if fact not in verdict.facts]
+        changes.append(basic.masked(told, basic.Step.secrets))
+    return changes
 
 
-def _run(name: str, step: dict[str, Any], follow: bool) -> str | None:
-    """Run the module; what is wrong if it could not say what it was asked."""
+def _run(name: str, step: dict[str, Any], follow: bool, check_mode: bool = True) -> str | None:
+    """Run the module; what is wrong if it could not do what it was asked."""
     look = LOOKS.get(name)
     params = dict(step["params"])
     if name == "model_weights" and not follow and (step.get("facts") or {}).get("commit"):
         params["revision"] = step["facts"]["commit"]  # what a branch meant when the receipt was made, without the hub
     basic.Step.module = name
     basic.Step.params = {**params, **look.params} if look else params
-    basic.Step.check_mode, basic.Step.result, basic.Step.secrets = look is None, {}, ()
+    basic.Step.check_mode, basic.Step.result, basic.Step.secrets = check_mode and look is None, {}, ()
     _Recorder.kept.clear()
     try:
         module = importlib.import_module(f"{LIBRARY}.{name}")
@@ -171,7 +220,7 @@ def _run(name: str, step: dict[str, Any], follow: bool) -> str | None:
         return str(basic.Step.result["msg"]) if basic.Step.result.get("failed") else None
     except Exception as error:  # noqa: BLE001 - it is this stage's trouble alone
         said = " ".join(str(error).split()) or "no word"
-        crash = f"{name} could not be verified: {type(error).__name__}: {said}"
+        crash = f"{name} could not be {'verified' if check_mode else 'performed'}: {type(error).__name__}: {said}"
         return str(basic.masked(crash, basic.Step.secrets))
     return f"{name} ended without a result."
 

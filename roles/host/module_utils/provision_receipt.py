@@ -31,15 +31,6 @@ def record_step(module: Any, facts: Mapping[str, Any], forget: Iterable[str] = (
     _append(stage, json.dumps({"run": run, "module": name, "params": params, "facts": dict(facts)}, sort_keys=True))
 
 
-def _folder() -> Path:
-    """The folder, which nobody but root enters: parameters may hold what is not for all to see."""
-    folder = Path(FOLDER)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    os.chmod(folder, 0o700)
-    return folder
-
-
 def _append(stage: str, line: str) -> None:
     """Add a line for good. One that a power cut tore is ended first: it stays alone unreadable."""
     folder = own_folder()
@@ -53,7 +44,7 @@ def _append(stage: str, line: str) -> None:
 
 
 def own_folder() -> Path:
-    """The folder of the receipts, made if need be, and closed to others.
+    """The folder of the receipts, made if need be, and closed to others: parameters may hold secrets.
 
     It comes with the first note of any stage, so no role lists it: a plan would promise what is there by then.
     """

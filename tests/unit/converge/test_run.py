@@ -9,6 +9,7 @@ import stat
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,8 @@ import pytest
 
 from provision import exits
 from provision.converge import Result, bootstrap
+from provision.converge.standing import Standing
+from provision.drift import Finding, HostReceipts, Mended
 from provision.errors import UsageError
 from provision.inventory import load_fleet
 
@@ -131,6 +134,43 @@ def test_what_never_comes_to_rest_has_failed(content, inventory, state, looks):
     result = bootstrap(load_fleet(inventory))
     assert result.exit_code == exits.FAILED
     assert "host does not hold" in result.hosts["n3"].failure.message
+
+
+def test_hosts_mend_themselves_before_ansible_runs(content, inventory, state, tmp_path, looks, monkeypatch):
+    content(host=[touch(tmp_path / "host")], swap=[touch(tmp_path / "swap")])
+    looks.script = [{"n1": ("host",), "n3": ("host", "swap")}]
+    change = Finding("host", "kernel_tunables", "Set a.b to 1.", "a.b", "2\n", "1\n", "none")
+    done = Mended("host", "kernel_tunables", (change,), 0.1)
+    asked, events = [], []
+
+    def mend(hosts, fleet, stages):
+        asked.append(dict(hosts))
+        return [HostReceipts("n1", mended=(done,)), HostReceipts("n3", mended=(done, replace(done, changes=())))]
+
+    def after(_fleet, standing, _told, _stages):
+        visits = {"n3": tuple(visit for visit in standing.visits["n3"] if visit.stage == "swap")}
+        return replace(standing, visits=visits, waves=(("n3",),))
+
+    room = sys.modules["provision.converge.bootstrap"]
+    monkeypatch.setattr(Standing, "mendable", lambda self: {"n1": ("host",), "n3": ("host",)})
+    monkeypatch.setattr(room, "mend", mend)
+    monkeypatch.setattr(room, "mended", after)
+    result = bootstrap(load_fleet(inventory), on_event=events.append)
+    assert result.exit_code == exits.OK
+    assert asked == [{"n1": ("host",), "n3": ("host",)}]
+    assert [path.name for path in tmp_path.glob("*-n?")] == ["swap-n3"]
+    assert [change.actions for change in result.hosts["n1"].changes] == [("Set a.b to 1.",)]
+    assert [change.stage for change in result.hosts["n3"].changes] == ["host", "swap"]
+    assert result.hosts["n1"].counts["changed"] == 1
+    for event in events:
+        jsonschema.validate(event, SCHEMA)
+
+
+def test_a_check_mends_nothing(content, inventory, state, tmp_path, looks, monkeypatch):
+    content(host=[touch(tmp_path / "host")])
+    monkeypatch.setattr(sys.modules["provision.converge.bootstrap"], "mend", None)
+    monkeypatch.setattr(Standing, "mendable", lambda self: {"n1": ("host",)})
+    assert bootstrap(load_fleet(inventory), check=True).exit_code == exits.PENDING
 
 
 def test_a_failed_wave_spares_the_next(content, inventory, state, tmp_path, looks):

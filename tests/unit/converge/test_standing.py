@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from provision.converge import STAGES
-from provision.converge.standing import Standing, decide
+from provision.converge.standing import Standing, decide, mended
 from provision.drift import Busy, Finding, HostReceipts, StageReceipt
 from provision.inventory import Fleet, load_fleet
 from provision.ssh.trouble import Trouble
@@ -169,3 +169,36 @@ def test_a_replica_serves_if_any_of_its_hosts_does(fleet: Fleet) -> None:
 def test_repairs_that_disturb_no_one_share_a_wave(fleet: Fleet) -> None:
     drifted = (told(host, receipt("host", findings=(finding("host"),)), serving=True) for host in HOSTS)
     assert ask(fleet, *drifted).waves == (HOSTS,)
+
+
+def test_a_host_can_mend_what_nobody_notices(fleet: Fleet) -> None:
+    broken = receipt("host", findings=(finding("host"), finding("host", "reload")))
+    assert ask(fleet, told("n1", broken)).mendable() == {"n1": ("host",)}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        receipt("driver", findings=(finding("driver", "restart"),)),
+        receipt("host", findings=(finding("host"),), error="It cannot be told."),
+        receipt("host", findings=(finding("host"),), facts=("sha256",)),
+        receipt("weights", findings=(finding("weights"),)),
+        StageReceipt("host", {"code": "another"}, "2026-11-22T06:00:00Z", (finding("host"),)),
+    ],
+    ids=["noticed", "error", "fact", "long work", "another input"],
+)
+def test_what_only_a_run_can_set_right(fleet: Fleet, broken: StageReceipt) -> None:
+    standing = ask(fleet, told("n1", broken))
+    assert broken.stage in standing.visited("n1")
+    assert standing.mendable() == {}
+
+
+def test_all_that_was_asked_for_is_visited_and_not_mended(fleet: Fleet) -> None:
+    assert ask(fleet, told("n1", receipt("host", findings=(finding("host"),))), full=True).mendable() == {}
+
+
+def test_what_stands_after_mending_needs_no_visit(fleet: Fleet) -> None:
+    broken = receipt("host", findings=(finding("host"),))
+    standing = ask(fleet, told("n1", broken), told("n2", broken))
+    silent = HostReceipts("n2", Trouble("silent", "It fell silent.", ""))
+    assert visits(mended(fleet, standing, [told("n1"), silent], STAGES)) == {"n2": ("host",)}

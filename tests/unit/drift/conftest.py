@@ -38,6 +38,12 @@ class Verifier:
         text = verifier_text(str(self.run_directory))
         return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=120, check=False)
 
+    def mend(self, stage: str) -> dict[str, Any]:
+        done = self.call("--mend", stage, "--lock", str(self.receipts / "lock"))
+        assert done.returncode == 0, done.stderr
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
     def stages(self, *arguments: str) -> dict[str, Any]:
         done = self.call(*arguments)
         assert done.returncode == 0, done.stderr

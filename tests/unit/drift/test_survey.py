@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from provision.drift import Busy, Finding, verify
+from provision.drift import Busy, Finding, Mended, mend, verify
 from provision.drift.host.state import kv_tokens_in
 from provision.inventory.model import Host
 from provision.ssh import Answer, Call
@@ -31,6 +31,7 @@ STAGE = {
 DOCUMENT = {
     "format": 1, "boot_id": "b", "python": "3.11.2", "os": "Debian GNU/Linux 12 (bookworm)", "os_id": "debian",
     "os_release": "12", "busy": None, "at_work": [], "serving": True, "kv_tokens": 4096, "stages": {},
+    "mended": {},
 }  # fmt: skip
 
 
@@ -113,3 +114,14 @@ def test_room_for_tokens_is_read_from_the_engines_metrics() -> None:
     assert kv_tokens_in("# HELP x\n" + line % (0, "100") + line % (1, "50")) == 2400
     assert kv_tokens_in(line % (0, "None")) is None
     assert kv_tokens_in("") is None
+
+
+def test_only_hosts_that_can_mend_themselves_are_asked_to(hosts_tell) -> None:
+    change = {**CHANGE, "who": None}
+    mended = {"swap": [{"module": "text_files", "changes": [change], "seconds": 0.2, "error": None}]}
+    asked = hosts_tell(json.dumps({**DOCUMENT, "stages": {"swap": STAGE}, "mended": mended}))
+    (told,) = mend({"b": ("swap", "gpu")}, [host("a"), host("b")], ("swap", "gpu", "drift"))
+    assert [one.host.name for one in asked] == ["b"]
+    assert "--stages swap,gpu,drift --mend swap,gpu" in asked[0].script
+    assert told.mended == (Mended("swap", "text_files", (Finding(stage="swap", **change),), 0.2),)
+    assert told.stages["swap"].stands

@@ -229,7 +229,49 @@ def test_metrics(verifier, text_file, tmp_path) -> None:
 
 def test_while_a_host_is_changed_its_metrics_are_left_as_they_were(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # and back, whatever it does
-    monkeypatch.setattr(main.steps, "prepare", lambda: None)
+    monkeypatch.setattr(main.steps, "prepare", lambda _mends: None)
     monkeypatch.setattr(main.provision_host, "lock_holder", lambda: {"pid": 1, "command": "x", "since": "now"})
     assert main.main(["--metrics", str(tmp_path / "out")]) == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_notices_is_set_right_and_verified_again(verifier, text_file, tmp_path) -> None:
+    (tmp_path / "good").write_text("hello\n")
+    (tmp_path / "good").chmod(0o644)
+    (tmp_path / "bad").write_text("other\n")
+    verifier.seal("host", text_file("good"), text_file("bad"), text_file("missing"))
+    told = verifier.mend("host")
+    assert [[change["action"] for change in done["changes"]] for done in told["mended"]["host"]] == [
+        [f"Rewrote {tmp_path}/bad."],
+        [f"Wrote {tmp_path}/missing."],
+    ]
+    assert [(tmp_path / name).read_text() for name in ("bad", "missing")] == ["hello\n", "hello\n"]
+    assert told["stages"]["host"]["changes"] == []
+    assert told["busy"] is None
+    assert verifier.mend("host")["mended"] == {"host": []}
+
+
+def test_only_the_stages_named_are_set_right(verifier, text_file, tmp_path) -> None:
+    verifier.seal("host", text_file("one"))
+    verifier.seal("swap", text_file("two"))
+    told = verifier.mend("swap")
+    assert list(told["mended"]) == ["swap"]
+    assert not (tmp_path / "one").exists()
+    assert [change["resource"] for change in told["stages"]["host"]["changes"]] == [str(tmp_path / "one")]
+
+
+def test_it_stops_where_it_cannot_go_on(verifier, text_file, tmp_path) -> None:
+    (tmp_path / "dir").mkdir()
+    verifier.seal("host", text_file("first"), text_file("dir"), text_file("last"))
+    told = verifier.mend("host")
+    assert len(told["mended"]["host"]) == 1
+    assert "should be a file" in told["stages"]["host"]["error"]
+    assert not (tmp_path / "last").exists()
+
+
+def test_what_somebody_would_notice_is_left_to_a_run(verifier, text_file, tmp_path) -> None:
+    unit = {"name": "none-such.service", "state": "stopped", "content": "[Service]\nExecStart=/bin/true\n"}
+    listed = text_file("other")
+    verifier.seal("host", ("host_reboot_of_tomorrow", unit, {}), listed)
+    assert verifier.mend("host")["mended"] == {"host": []}
+    assert not (tmp_path / "other").exists()
