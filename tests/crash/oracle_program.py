@@ -38,6 +38,7 @@ SKIP = {
     "/usr/share/mime": "a cache that triggers rebuild",
     "/run/provision/lock": "holds the process id of the last who had it; who holds it now is told by `locks`",
     "/run/provision/lease": "is there once a run has changed something since boot; who holds it is told by `locks`",
+    "/run/provision/provision-drift.service.consumed": "is there once the timer has gone off since boot",
     "/var/cache/provision/uv": "a cache that all simulated hosts share",
 }
 WORK = "/run/provision/work"  # is there once a module has needed it since boot; what is in it counts
