@@ -37,13 +37,15 @@ def bootstrap(
     forks: int | None = None,
     verbosity: int = 0,
     resumes: str | None = None,
+    approve: Callable[[], None] = lambda: None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_text: Callable[[str], None] = lambda _text: None,
 ) -> Result:
     """Bring the fleet's hosts to what the inventory says; in check mode only say what would change.
 
     Stages that provably stand on a host are not visited there, unless `full` asks for all. `resumes` is the id of an
-    earlier run, for the journal. `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises
+    earlier run, for the journal. `approve` is called once the hosts are held and before anything is done to them: what
+    it raises ends the run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises
     UsageError for a limit or stage that does not exist, and LockedError while another run changes the same hosts.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
@@ -58,7 +60,7 @@ def bootstrap(
             lock.name(journal.id)
             if lock.took_over:
                 recorder.send("lock_taken_over", **taken_over(lock.took_over))
-        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity)
+        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity, approve)
         text = _both(journal.text, lambda text: on_text(journal.scrub.text(text)))
         return _Run(fleet, hosts, chosen, how, recorder, journal, text).go()
 
@@ -94,6 +96,7 @@ class _How:
     full: bool
     forks: int
     verbosity: int
+    approve: Callable[[], None]
 
 
 class _Run:
@@ -123,6 +126,7 @@ class _Run:
             with Lease(self._named(standing.visits), self.journal.id) as self.lease:
                 for name, holder in self.lease.took_over.items():
                     self.recorder.send("lock_taken_over", host=name, **taken_over(holder))
+                self.how.approve()
                 self._come_to_rest(standing)
         return self._result(time.monotonic() - start)
 

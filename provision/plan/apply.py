@@ -57,6 +57,7 @@ def apply(
         full=plan.options.full,
         forks=forks,
         verbosity=verbosity,
+        approve=lambda: _approve(plan, fleet, file),
         on_event=on_event,
         on_text=on_text,
     )
@@ -79,6 +80,14 @@ def _is_to_be_done(plan: Plan, fleet: Fleet, file: Path, forks: int | None, on_c
         return False
     _refuse(file, plan, [*moved_changes(plan, now.plan), *moved_waves(plan, now.plan)])
     return True
+
+
+def _approve(plan: Plan, fleet: Fleet, file: Path) -> None:
+    """The last look, when no other run can change the hosts any more: what another one did until then is seen here."""
+    standing = stand(
+        fleet, select(fleet, plan.options.limit), chosen_stages(plan.options.stages), full=plan.options.full
+    )
+    _refuse(file, plan, moved_visits(plan, visits_of(fleet, standing)))
 
 
 def _failures(planning: Planning) -> list[str]:

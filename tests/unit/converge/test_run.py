@@ -173,6 +173,17 @@ def test_a_check_mends_nothing(content, inventory, state, tmp_path, looks, monke
     assert bootstrap(load_fleet(inventory), check=True).exit_code == exits.PENDING
 
 
+def test_what_is_not_approved_is_not_done(content, inventory, state, tmp_path, looks):
+    content(host=[touch(tmp_path / "host")])
+
+    def refuse():
+        raise UsageError("It moved.")
+
+    with pytest.raises(UsageError, match="It moved"):
+        bootstrap(load_fleet(inventory), approve=refuse)
+    assert not list(tmp_path.glob("host-*"))
+
+
 def test_a_failed_wave_spares_the_next(content, inventory, state, tmp_path, looks):
     content(host=[FAIL_ON_N1, touch(tmp_path / "made")])
     looks.waves = [("n1", "n2"), ("n3",)]

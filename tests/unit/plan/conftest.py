@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,6 +77,7 @@ class World:
     ended: dict[str, HostResult] = field(default_factory=dict)
     runs: list[dict[str, object]] = field(default_factory=list)
     seconds: float | None = None
+    before_lease: Callable[[], None] = lambda: None  # what others do before the run holds the hosts
 
     STAGES = STAGES
     SWAPPINESS, SWAP, DRIVER = SWAPPINESS, SWAP, DRIVER
@@ -126,7 +127,10 @@ class World:
     def verify(self, hosts, stages, **_options) -> list[HostReceipts]:
         return [self.outside.get(host.name) or self.told[host.name] for host in hosts]
 
-    def bootstrap(self, fleet, *, limit=None, stages=(), check=False, **options) -> Result:
+    def bootstrap(self, fleet, *, limit=None, stages=(), check=False, approve=lambda: None, **options) -> Result:
+        if not check:
+            self.before_lease()
+            approve()
         self.runs.append({"limit": limit, "stages": stages, "check": check, **options})
         changes = self.foretold if check or self.done is None else self.done
         hosts = {name: HostResult(name, changes=list(changes.get(name, ()))) for name in fleet.hosts}

@@ -183,6 +183,11 @@ def test_ctrl_c_while_it_is_foretold(world, plan):
     assert [run["check"] for run in world.runs] == [True]
 
 
+def test_another_controller_was_faster(world, plan):
+    world.before_lease = lambda: world.drifted("n3", world.SWAPPINESS)
+    refused(world, plan, "n3: host stood, and would be visited now", "nothing was done")
+
+
 def test_more_was_done_than_planned(world, plan):
     world.done = {"n1": [world.DRIVER], "n3": [world.SWAPPINESS]}
     assert applied(world, plan).deviations == (
