@@ -13,9 +13,8 @@ from typing import Any, Protocol
 from provision.converge.identity import Holder
 from provision.inventory import Host
 from provision.ssh.call import START, Call, has_password, login
-from provision.ssh.connect import connection
+from provision.ssh.fit import python_of, sudo_password
 from provision.ssh.options import ssh_command
-from provision.ssh.reach import python_of, sudo_password
 
 PATH = "/run/provision/lease"
 LIMIT_S = 60  # without a beat, after which a holder ends
@@ -180,6 +179,8 @@ class _Channel:
     """A connection of its own, for a login by password, which OpenSSH would ask a person for."""
 
     def __init__(self, host: Host, command: str) -> None:
+        from provision.ssh.connect import connection  # noqa: PLC0415 - to load paramiko takes longer than a login
+
         self._link = connection(host)
         try:
             self._link.open()

@@ -12,7 +12,7 @@ from provision.drift.receipts import HostReceipts, parsed
 from provision.inventory.model import Host
 from provision.ssh.call import Answer, Call, call
 from provision.ssh.fan import AT_ONCE
-from provision.ssh.reach import python_of
+from provision.ssh.fit import python_of
 from provision.ssh.trouble import Trouble
 
 MEND_S = 1800  # a package may have to be fetched

@@ -12,7 +12,7 @@ from typing import Any
 from provision.inventory import Fleet, Host, Replica
 from provision.serving.endpoint import Endpoint
 from provision.ssh import Answer, Call, call
-from provision.ssh.reach import python_of
+from provision.ssh.fit import python_of
 
 ANSWER_TIMEOUT_S = 90
 DRIVER_UNITS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")

@@ -1,6 +1,5 @@
 """Reaching hosts before Ansible does: verified host keys, login, sudo, Python, and a plain word for what is wrong."""
 
 from provision.ssh.call import Answer, Call, call
-from provision.ssh.reach import Reach, reach
 
-__all__ = ["Answer", "Call", "Reach", "call", "reach"]
+__all__ = ["Answer", "Call", "call"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from provision.inventory.model import Host
 from provision.ssh.fan import AT_ONCE, each
+from provision.ssh.fit import judge, python_of, sudo_password, told
 from provision.ssh.options import ssh_command
-from provision.ssh.reach import judge, python_of, reach, speak, sudo_password, told
-from provision.ssh.trouble import Trouble, explain, failed, silent
+from provision.ssh.trouble import Trouble, failed, silent, timed_out
 
 ANSWER_S = 120
 GREETING_S = 20  # until a host that can be logged in to has said its first line
@@ -88,6 +88,8 @@ def _call(one: Call, timeout: float) -> Answer:
     if host.variables.get("ansible_connection") == "local":
         return _program(host, ["/bin/sh", "-c", script], text, timeout)
     if has_password(host) or not shutil.which("ssh"):
+        from provision.ssh.reach import speak  # noqa: PLC0415 - to load paramiko takes longer than the call
+
         spoken = speak(host, script, text, timeout)
         return Answer(host, trouble=spoken.trouble) if spoken.trouble else _answer(host, spoken.text, spoken.code, "")
     return _program(host, [*ssh_command(host), "/bin/sh -c " + shlex.quote(script)], text, timeout)
@@ -148,7 +150,7 @@ def _late(host: Host, command: list[str], late: subprocess.TimeoutExpired, secon
     if command[0] == "ssh":
         subprocess.run([*command[:-2], "-O", "exit", host.address], capture_output=True, check=False, timeout=10)
     if not late.output:
-        found = reach([host])[0].trouble
+        found = _found_by_hand(host)
         if found:
             return found
     return silent(host, seconds)
@@ -157,7 +159,14 @@ def _late(host: Host, command: list[str], late: subprocess.TimeoutExpired, secon
 def _why(host: Host, error: str) -> Trouble | None:
     """Why ssh could not connect, in the words of the connection that can tell; None if that one can."""
     if "timed out" in error:  # to wait once is enough
-        return explain(host, TimeoutError(), None)
+        return timed_out(host)
+    return _found_by_hand(host)
+
+
+def _found_by_hand(host: Host) -> Trouble | None:
+    """What a connection finds that can tell why it fails."""
+    from provision.ssh.reach import reach  # noqa: PLC0415 - as above
+
     return reach([host])[0].trouble
 
 

@@ -13,8 +13,8 @@ from fabric import Config, Connection
 from paramiko import MissingHostKeyPolicy, PKey, SSHClient, SSHConfig
 
 from provision.inventory.model import Host
+from provision.ssh.trouble import TIMEOUT
 
-TIMEOUT = 10  # seconds, each for the connection, the server's greeting, the login and the answer
 USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 SYSTEM_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 SHORT_OPTIONS = {"-p": "Port", "-l": "User", "-i": "IdentityFile", "-J": "ProxyJump"}

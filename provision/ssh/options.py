@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from provision.inventory.model import Host
-from provision.ssh.connect import TIMEOUT
+from provision.ssh.trouble import TIMEOUT
 
 # A host that hangs would otherwise hold its connection, and with it the whole run, for ever.
 SSH_OPTIONS = ("ControlMaster=auto", "ControlPersist=60s", "ServerAliveInterval=20", "ServerAliveCountMax=6")

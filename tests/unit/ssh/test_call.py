@@ -19,11 +19,12 @@ from ansible.plugins.connection.ssh import Connection
 from provision.content import content_root
 from provision.converge.environment import environment
 from provision.inventory.model import Host
-from provision.ssh import Answer, Call, call
+from provision.ssh import Answer, Call, call, fit, reach
 from provision.ssh.options import control_directory, ssh_command
+from provision.ssh.reach import Reach
 
-# By these names the package has its functions.
-CALL, REACH = sys.modules["provision.ssh.call"], sys.modules["provision.ssh.reach"]
+# By this name the package has its function.
+CALL = sys.modules["provision.ssh.call"]
 READY = "provision.os=debian\nprovision.release=12\nprovision.name=Debian 12\nprovision.uid=1000\n"
 ROOT = "provision.sudo=yes\nprovision.python=yes\nprovision.begin\n"
 needs_ssh = pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh client here")
@@ -81,7 +82,7 @@ def supported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs these tests counts as supported."""
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     system = (release["ID"].strip('"'), release.get("VERSION_ID", "").strip('"'))
-    monkeypatch.setattr(REACH, "SUPPORTED", {system})
+    monkeypatch.setattr(fit, "SUPPORTED", {system})
 
 
 @needs_ssh
@@ -131,7 +132,7 @@ def test_a_connection_that_fell_silent_is_not_waited_for(ready, monkeypatch: pyt
     monkeypatch.setattr(CALL, "GREETING_S", 1)
     monkeypatch.setattr(ready, "check_channel_exec_request", lambda channel, command: True)
     start = time.monotonic()
-    monkeypatch.setattr(CALL, "reach", lambda hosts: [type("R", (), {"trouble": None})()])
+    monkeypatch.setattr(reach, "reach", lambda hosts: [Reach("n1")])
     trouble = one(host(ready)).trouble
     assert (trouble.kind, trouble.unreachable) == ("silent", True)
     assert time.monotonic() - start < 10
@@ -181,7 +182,7 @@ def test_a_host_without_python(sudo: Path, supported: None) -> None:
 
 
 def test_an_operating_system_that_is_not_supported(sudo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(REACH, "SUPPORTED", set())
+    monkeypatch.setattr(fit, "SUPPORTED", set())
     assert one(local(), "echo").trouble.kind == "unsupported_os"
 
 
@@ -218,3 +219,11 @@ def test_the_inventorys_own_ssh_arguments_replace_ours_as_they_do_for_ansible() 
 def test_a_socket_that_would_have_too_long_a_name_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANSIBLE_SSH_CONTROL_PATH_DIR", "/x" * 60)
     assert "ControlPath=none" in ssh_command(host())
+
+
+def test_paramiko_is_loaded_only_where_openssh_does_not_do() -> None:
+    loaded = (
+        "import sys, provision.cli.bootstrap, provision.cli.drift; print({'paramiko', 'fabric'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -8,8 +8,8 @@ import paramiko
 import pytest
 
 from provision.inventory.model import Host
-from provision.ssh import connect, reach
-from provision.ssh.reach import Reach
+from provision.ssh import connect
+from provision.ssh.reach import Reach, reach
 
 
 def host(server=None, name="n1", **changes) -> Host:
