@@ -16,7 +16,7 @@ from provision import exits
 from provision.cli.fleet import lab_option, load
 from provision.cli.words import counted
 from provision.errors import InventoryError, UsageError
-from provision.inventory import Fleet
+from provision.inventory import Fleet, Host
 from provision.stack.lock import DEFAULT_LOCK, Lock, lock_path, read_lock
 from provision.stack.parts import Part, parts
 from provision.stack.rules import notes
@@ -72,10 +72,27 @@ def document(lock: Lock, fleet: Fleet | None, hosts: Sequence[HostVersions] | No
             {"line": problem.line, "message": problem.message, "hint": problem.hint} for problem in lock.problems
         ],
         "parts": [_part(part, fleet) for part in parts(lock)] if sound else [],
-        "notes": notes(lock.versions) if sound else [],
+        "notes": [*notes(lock.versions), *_strange(fleet)] if sound else [],
         "hosts": hosts and [_host(host) for host in hosts],
         "skew": None if hosts is None else [_skew(skew) for skew in skews(hosts)],
     }
+
+
+def _strange(fleet: Fleet | None) -> Iterator[str]:
+    """Settings that put another NCCL in the place of the one that vLLM's wheels bring along."""
+    for variable in ("vllm_env", "ray_env"):
+        for name in ("VLLM_NCCL_SO_PATH", "LD_PRELOAD"):
+            hosts = [host.name for host in fleet.serving if _names(host, variable, name)] if fleet else []
+            if hosts:
+                yield (
+                    f"{variable}.{name} is set for {', '.join(hosts)}. If it names another NCCL, vLLM has two: PyTorch "
+                    "is linked with that of the wheels. Take it out."
+                )
+
+
+def _names(host: Host, variable: str, name: str) -> bool:
+    value = host.variables.get(variable)
+    return isinstance(value, dict) and name in value
 
 
 def _part(part: Part, fleet: Fleet | None) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def _show(lock: Lock, fleet: Fleet | None, hosts: Sequence[HostVersions] | None)
     for part in parts(lock):
         head = f"[bold]{part.name:<15}[/] {part.version or '-':<18} {_decided(part):<8}"
         console.print(f"{head} {escape(_reason(part, fleet))}", soft_wrap=True)
-    for note in notes(lock.versions):
+    for note in (*notes(lock.versions), *_strange(fleet)):
         console.print(f"note: {escape(note)}", soft_wrap=True)
     if hosts is not None and fleet is not None:
         for line in _hosts(hosts, fleet):

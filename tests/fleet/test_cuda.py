@@ -54,9 +54,10 @@ def converge(site: Site, *options: str, code: int = 0) -> Run:
 
 
 def versions(site: Site, host: str) -> dict[str, str]:
-    shown = site.sh(host, "dpkg-query --show --showformat='${Package} ${Version} ${db:Status-Want}\\n' 'cuda-*' 'lib*'")
-    rows = [line.split() for line in shown.splitlines()]
-    return {row[0]: f"{row[1]} {row[2]}" for row in rows if row[0].startswith(("cuda", "libnccl", "libcublas"))}
+    """Version and selection ("hold") of what is installed of CUDA and NCCL."""
+    form = "--showformat='${Package} ${Version} ${db:Status-Want}\\n'"
+    shown = site.sh(host, f"dpkg-query --show {form} | grep -E '^(cuda-|libcublas|libnccl)' || true")
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in shown.splitlines()}
 
 
 def stack(site: Site, code: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -56,6 +57,16 @@ def test_an_inventory_says_where_the_toolkit_is_installed(capsys):
     code, out, _ = run(capsys, EXAMPLE)
     assert code == exits.OK
     assert "installed where the inventory says cuda_toolkit: true (0 of 2 hosts)" in out
+
+
+def test_another_nccl_for_vllm_is_pointed_at(capsys, tmp_path):
+    shutil.copytree(EXAMPLE, tmp_path / "prod")
+    serving = tmp_path / "prod/group_vars/serving.yml"
+    serving.write_text(
+        serving.read_text() + "vllm_env: { VLLM_NCCL_SO_PATH: /usr/lib/x86_64-linux-gnu/libnccl.so.2 }\n"
+    )
+    _, out, _ = run(capsys, str(tmp_path / "prod"))
+    assert "note: vllm_env.VLLM_NCCL_SO_PATH is set for h800-01, h800-02. If it names another NCCL, vLLM has two" in out
 
 
 def test_an_impossible_set_is_refused_with_file_and_line(capsys, tmp_path):
