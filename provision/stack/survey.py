@@ -13,7 +13,7 @@ from typing import Any
 from provision.content import hardware_profiles
 from provision.inventory import Fleet, Host
 from provision.ssh import Answer, Call, call
-from provision.ssh.reach import python_of
+from provision.ssh.fit import python_of
 from provision.stack.lock import Stack
 from provision.stack.releases import RELEASES
 
