@@ -12,7 +12,6 @@ STAGES = (
     "swap",
     "driver",
     "gpu",
-    "cuda",
     "tools",
     "serving_env",
     "weights",

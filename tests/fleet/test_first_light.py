@@ -17,7 +17,6 @@ STAGES = [
     "swap",
     "driver",
     "gpu",
-    "cuda",
     "tools",
     "serving_env",
     "weights",

@@ -193,7 +193,7 @@ def test_drift_is_repaired_as_planned(planned: Planned, drifted: None) -> None:
 def test_a_new_driver_is_planned_with_its_reboot(planned: Planned, done: Run) -> None:
     lock, serving = (planned.site.directory / file for file in ("stack.lock.yml", "group_vars/serving.yml"))
     lock.write_text(lock.read_text(encoding="utf-8").replace("580.126.20", "580.159.04"), encoding="utf-8")
-    serving.write_text(serving.read_text(encoding="utf-8") + "driver_reboot_allowed: true\n", encoding="utf-8")
+    serving.write_text(serving.read_text(encoding="utf-8") + "reboot_allowed: true\n", encoding="utf-8")
     plan = planned.plan("--limit", "node-1")
     reboots = [item for item in only(plan, "node-1") if item["effect"] == "reboot"]
     assert {item["stage"] for item in reboots} == {"driver"}

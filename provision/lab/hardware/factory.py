@@ -35,7 +35,7 @@ def create(state_file: Path, profile: str | None, host: str) -> None:
         "boots": 0,
         "booted": 0.0,
         "kernel_log": [],
-        "driver": {"installed": None, "loaded": None},
+        "driver": {"installed": None, "flavour": "open", "loaded": None, "loaded_flavour": "open"},
         "modules": [],
         "clients": {},
         "knobs": {},

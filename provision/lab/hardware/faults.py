@@ -105,7 +105,7 @@ def _fabric_version(host: LabHost) -> None:
     version = _installed(host, "nvidia-fabricmanager")
     if version != _loaded(host):
         return
-    _apt_install(host, [f"nvidia-fabricmanager={_another(version)}-1"])
+    _apt_install(host, [f"nvidia-fabricmanager={_one_patch_off(version)}-1"])
     host.run(["systemctl", "restart", "nvidia-fabricmanager.service"], check=False)  # it refuses: that is the fault
 
 
@@ -129,6 +129,16 @@ def _package_downgraded(host: LabHost) -> None:
         version = hardware["faults"].pop("package-upgraded", None)
     if version:
         _apt_install(host, _everything(host, _installed(host, "nvidia-driver-cuda"), version))
+
+
+def _module_build_fails(host: LabHost) -> None:
+    with state.Change(str(host.state_file)) as hardware:
+        hardware["faults"]["module-build-fails"] = hardware["driver"]["installed"]
+
+
+def _module_build_works(host: LabHost) -> None:
+    with state.Change(str(host.state_file)) as hardware:
+        hardware["faults"].pop("module-build-fails", None)
 
 
 def _port(host: LabHost, link: str) -> None:
@@ -193,6 +203,12 @@ def _another(version: str) -> str:
     return next(each for each in reversed(packages.DRIVERS) if each != version)
 
 
+def _one_patch_off(version: str) -> str:
+    """The version of the same branch that is nearest to one: nobody sees the difference at a glance."""
+    place = packages.DRIVERS.index(version) if version in packages.DRIVERS else 0
+    return packages.DRIVERS[place - 1 if place else 1]
+
+
 def _everything(host: LabHost, old: str, new: str) -> list[str]:
     """Every installed package of one driver version, at another one."""
     names = [package.name for package in packages.driver(old) if "pinning" not in package.name]
@@ -213,7 +229,12 @@ FAULTS: dict[str, Fault] = {
     ),
     "fabric-stopped": Fault("Fabric Manager is stopped", _fabric_stopped, _fabric_started),
     "fabric-version": Fault(
-        "Fabric Manager of another version than the driver", _fabric_version, _fabric_version_mended
+        "Fabric Manager one patch off the driver's version", _fabric_version, _fabric_version_mended
+    ),
+    "module-build-fails": Fault(
+        "no kernel module of another driver than the installed one can be built",
+        _module_build_fails,
+        _module_build_works,
     ),
     "package-upgraded": Fault(
         "the driver's packages are upgraded past hold and pin, the old module still loaded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from provision.lab.hardware.nodes import Directory, Hardware
+from provision.lab.hardware.state import module_title
 
 # As the open kernel module 580.159.04 printed them with nothing set.
 _PARAMETERS = """\
@@ -60,9 +61,7 @@ def driver_directory(hardware: Hardware) -> Directory:
         return {}
     gpus: Directory = {gpu["bus_id"]: _gpu(hardware, gpu, loaded) for gpu in hardware["gpus"]}
     version = (
-        f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {loaded}  Release Build  "
-        f"(root@{hardware['host']})  \n"
-        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1) \n"
+        f"NVRM version: {module_title(hardware)}  \nGCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1) \n"
     )
     nothing: Directory = {"capabilities": {}, "patches": {}, "warnings": {}, "registry": 'Binary: ""\n'}
     suspend: Directory = {"suspend": "suspend hibernate resume\n", "suspend_depth": "default modeset uvm\n"}

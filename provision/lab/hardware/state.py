@@ -139,14 +139,22 @@ def load_module(hardware: Hardware, name: str) -> str | None:
         # nouveau takes Ampere cards; it does not know Hopper, so there it sits loaded beside them without holding one.
         if "nouveau" in modules and hardware["profile"]["gpus"]["architecture"] == "Ampere":
             return "No such device"
-        hardware["driver"]["loaded"] = hardware["driver"]["installed"]
-        build = f"{hardware['driver']['loaded']}  Release Build  (root@{hardware['host']})"
+        driver = hardware["driver"]
+        driver.update(loaded=driver["installed"], loaded_flavour=driver["flavour"])
         log_kernel(hardware, "nvidia: loading out-of-tree module taints kernel.")
-        log_kernel(hardware, f"NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  {build}")
+        log_kernel(hardware, f"NVRM: loading {module_title(hardware)}")
         for gpu in hardware["gpus"]:
             reset_gpu(hardware, gpu)
     modules.append(name)
     return None
+
+
+def module_title(hardware: Hardware) -> str:
+    """What the loaded driver calls itself, in the kernel's log and in /proc."""
+    driver = hardware["driver"]
+    is_open = driver["loaded_flavour"] == "open"
+    name = "NVIDIA UNIX Open Kernel Module for x86_64" if is_open else "NVIDIA UNIX x86_64 Kernel Module"
+    return f"{name}  {driver['loaded']}  Release Build  (root@{hardware['host']})"
 
 
 def unload_module(hardware: Hardware, name: str) -> str | None:

@@ -6,13 +6,26 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import shutil
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_apt import Package, hold_changes, install, installed, lost_dependencies, satisfies
-from ansible.module_utils.provision_driver import fetch_key, is_nvidias, loaded_version, repository_text
-from ansible.module_utils.provision_host import Change, HostError, converge, file_change, read_text, run
+from ansible.module_utils.provision_driver import (
+    KernelModule,
+    built_module,
+    fetch_key,
+    is_nouveau_busy,
+    is_nvidias,
+    is_secure_boot,
+    loaded_module,
+    loaded_version,
+    number,
+    repository_text,
+    told_apart,
+)
+from ansible.module_utils.provision_host import Change, HostError, absent_change, converge, file_change, read_text, run
 from ansible.module_utils.provision_transient import after
 
 DOCUMENTATION = r"""
@@ -20,22 +33,49 @@ module: nvidia_driver
 short_description: Converges NVIDIA's driver to one exact version
 description:
   - Adds the repository, pins and installs the packages in exactly the version asked for (up or down), together with
-    every package of the driver that is installed in another version, holds all of them, and loads the kernel module if
-    none is loaded. The installation is the transient unit C(provision-driver), which an interrupted run leaves at work
-    and the next waits for.
-  - A kernel module of another version that is loaded already can only be replaced by a reboot. Then, unless
+    every package of the driver that is installed in another version; removes what belongs to the other flavour of
+    kernel modules, to another branch, to another origin, or to NVSwitches that this host does not have; holds all of
+    them, and loads the kernel module if none is loaded. The installation is the transient unit C(provision-driver),
+    which an interrupted run leaves at work and the next waits for.
+  - A kernel module of another version or flavour that is loaded already can only be replaced by a reboot. Then, unless
     O(reboot_allowed), the module stops before it changes anything, so that a running server keeps a driver whose parts
     fit each other. It never reboots by itself.
+  - If the installation fails while an older driver is loaded, the packages of that one are put back.
 options:
   version:
     description: The driver's version, such as V(580.126.20).
     type: str
     required: true
+  minimum:
+    description: The oldest version that is installed; an older O(version) is refused.
+    type: str
+    default: ""
   packages:
     description: Packages to install in this version.
     type: list
     elements: str
     required: true
+  kernel_modules:
+    description: The flavour of the kernel modules.
+    type: str
+    choices: [open, proprietary]
+    default: open
+  fabric_packages:
+    description: Packages of Fabric Manager, installed in this version.
+    type: list
+    elements: str
+    default: []
+  fabric:
+    description: Whether the GPUs are joined by NVSwitches. Where they are not, Fabric Manager is removed.
+    type: bool
+    default: false
+  pin:
+    description:
+      - How apt is kept at this version. V(apt) writes preferences of our own, V(package) installs NVIDIA's
+        C(nvidia-driver-pinning-VERSION).
+    type: str
+    choices: [apt, package]
+    default: apt
   family:
     description: Patterns of the names of all packages that belong to the driver.
     type: list
@@ -63,7 +103,7 @@ options:
     type: bool
     default: true
   reboot_allowed:
-    description: Whether the caller will reboot the host if RV(reboot_reason) says so.
+    description: Whether the caller will reboot the host if another module than the wanted one is loaded.
     type: bool
     default: false
   lock_timeout:
@@ -111,16 +151,26 @@ loaded:
   description: The version of the kernel module that is loaded, empty for none.
   returned: always
   type: str
-reboot_reason:
-  description: Why the host must be rebooted; empty when it need not be.
-  returned: always
-  type: str
 """
 
 KEYRING = "/etc/apt/keyrings/provision-nvidia.asc"
 PREFERENCES = "/etc/apt/preferences.d/provision-nvidia"
 SOURCES = "/etc/apt/sources.list.d/provision-nvidia.sources"
 UNIT = "provision-driver"
+# Up and down, past the holds that are ours, and with what the new version replaces going away.
+OPTIONS = ("--allow-downgrades", "--allow-change-held-packages")
+PINNING = "nvidia-driver-pinning-"
+# Packages that bring one flavour of the kernel modules, or ask for it, in NVIDIA's repositories for Debian and Ubuntu.
+FLAVOURS = {
+    "open": r"nvidia-open(-\d+)?|nvidia-kernel-open-dkms|nvidia-(dkms|driver|kernel-source)(-\d+)?-open",
+    "proprietary": r"cuda-drivers(-\d+)?|nvidia-kernel-dkms|nvidia-dkms(-\d+)?|nvidia-(driver|kernel-source)-\d+",
+}
+FABRIC = r"nvidia-fabric-?manager(-dev)?(-\d+)?|libnvidia-nscq(-\d+)?"
+
+
+def in_family(name: str, family: list[str]) -> bool:
+    """Whether a package is one of those that belong to a driver."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in family)
 
 
 def drivers_own(present: dict[str, Package], family: list[str]) -> dict[str, Package]:
@@ -128,19 +178,48 @@ def drivers_own(present: dict[str, Package], family: list[str]) -> dict[str, Pac
     return {
         name: package
         for name, package in present.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in family)
+        if in_family(name, family)
+        and not name.startswith(PINNING)
         and re.match(r"\d{3}\.\d+(\.\d+)?-", package.version)
     }
+
+
+def why_not(name: str, wanted: dict[str, Any]) -> str:
+    """Why a package of a driver may not stay beside the wanted ones; empty for one that may."""
+    if name in wanted["packages"] or (wanted["fabric"] and name in wanted["fabric_packages"]):
+        return ""
+    version, branch = wanted["version"], wanted["version"].split(".")[0]
+    other = "proprietary" if wanted["kernel_modules"] == "open" else "open"
+    if re.fullmatch(FLAVOURS[other], name):
+        return f"{other} kernel modules"
+    if not wanted["fabric"] and re.fullmatch(FABRIC, name):
+        return "no NVSwitches here"
+    if name.startswith(PINNING):  # with NVIDIA's pin, one takes the place of the other before
+        return "another pin" if wanted["pin"] == "apt" else ""
+    named = re.search(r"-(\d{3}(?:\.\d+)*)(-server)?(-open)?$", name)
+    if named and (named[2] or named[1] not in (branch, version)):
+        return "another branch or origin"
+    return ""
+
+
+def unwanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> dict[str, str]:
+    """The installed packages of drivers that must go, each with the reason."""
+    pins = [name for name in present if name.startswith(PINNING)]
+    found = {name: why_not(name, wanted) for name in (*drivers_own(present, wanted["family"]), *pins)}
+    return {name: why for name, why in sorted(found.items()) if why}
 
 
 def wanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> dict[str, str]:
     """What must be installed, and in which version, because it is not."""
     exact = f"{wanted['version']}-*"
-    names = {**dict.fromkeys(wanted["packages"], exact), **dict.fromkeys(drivers_own(present, wanted["family"]), exact)}
+    asked = wanted["packages"] + (wanted["fabric_packages"] if wanted["fabric"] else [])
+    own, gone = drivers_own(present, wanted["family"]), unwanted_packages(wanted, present)
+    names = {**dict.fromkeys(asked, exact), **dict.fromkeys(own.keys() - gone.keys(), exact)}
     if wanted["kernel_headers"]:
         names[f"linux-headers-{os.uname().release}"] = ""
     for name in lost_dependencies(names, present):
-        names[name] = exact if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted["family"]) else ""
+        if name not in gone:
+            names[name] = exact if in_family(name, wanted["family"]) else ""
     return {name: version for name, version in names.items() if not satisfies(present.get(name), version)}
 
 
@@ -152,37 +231,140 @@ def plan_repository(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change
     key = wanted["key"] or known or ("(NVIDIA's key)\n" if check_mode else fetch_key(url))
     yield from file_change(KEYRING, key)
     yield from file_change(SOURCES, text)
+    if wanted["pin"] == "package":
+        yield from absent_change(PREFERENCES)
+    else:
+        yield from file_change(PREFERENCES, f"# Written by provision (role driver).\n{pin_text(wanted)}")
+
+
+def pin_text(wanted: dict[str, Any]) -> str:
+    """What keeps apt at one version of everything that belongs to a driver, up or down."""
     names = " ".join(wanted["family"])
-    pin = f"Package: {names}\nPin: version {wanted['version']}-*\nPin-Priority: 1001\n"
-    yield from file_change(PREFERENCES, f"# Written by provision (role driver).\n{pin}")
+    return f"Package: {names}\nPin: version {wanted['version']}-*\nPin-Priority: 1001\n"
 
 
-def install_quietly(missing: dict[str, str], lock_timeout_s: int) -> None:
-    """Install, and start nothing: Fabric Manager without the kernel module would only fail."""
-    install(missing, lock_timeout_s, UNIT, ("--allow-downgrades", "--allow-change-held-packages"), alone=True)
+def plan_pinning(wanted: dict[str, Any]) -> Iterator[Change]:
+    """NVIDIA's own pin, first and by itself: only then does apt choose this version of what the packages need."""
+    name, present = f"{PINNING}{wanted['version']}", installed()
+    if wanted["pin"] != "package" or satisfies(present.get(name), ""):
+        return
+    others = [other for other in present if other.startswith(PINNING)]
+    yield Change(
+        f"Installed {name}.",
+        lambda: install({name: ""}, wanted["lock_timeout"], UNIT, OPTIONS, alone=True, without=others),
+        name,
+        "".join(f"{other}: {present[other].version}\n" for other in others) or "absent\n",
+        "installed\n",
+    )
+
+
+def transact(wanted: dict[str, Any], missing: dict[str, str], gone: Iterable[str]) -> None:
+    """One transaction that starts no service: Fabric Manager without the kernel module would only fail.
+
+    If it fails while another driver is loaded, that one's packages are put back, so that what starts next still works.
+    """
+    before, loaded = installed(), loaded_version()
+    try:
+        install(missing, wanted["lock_timeout"], UNIT, OPTIONS, alone=True, without=list(gone))
+    except HostError as error:
+        story = f"{error}{headers_hint(str(error))}"
+        if loaded not in ("", wanted["version"]):
+            story = put_back(wanted, loaded, before, story)
+        raise HostError(story) from None
+
+
+def headers_hint(error: str) -> str:
+    """What to do about a kernel so old that the repositories no longer have its headers."""
+    if not re.search(
+        r"(Unable to locate package|no installation candidate).*linux-headers|linux-headers.*no inst", error
+    ):
+        return ""
+    return (
+        f"\nThe repositories no longer have the headers of the kernel that runs, {os.uname().release}, for which the "
+        "driver's module would be built. Install the present kernel (linux-image-amd64; on Ubuntu linux-image-generic) "
+        "with its headers, reboot the host, and run again."
+    )
+
+
+def put_back(wanted: dict[str, Any], loaded: str, before: dict[str, Package], error: str) -> str:
+    """Install what belongs to the loaded driver again; the whole story of the failure, with what to do."""
+    own, now = drivers_own(before, wanted["family"]), installed()
+    was = {name: package.version for name, package in own.items() if package.version.startswith(f"{loaded}-")}
+    story = f"Driver {wanted['version']} was not installed. {error}\n"
+    steps = f"Mend that and run again, or set the driver's version back to {loaded}."
+    if {name: now.get(name) for name in own} == own and not drivers_own(now, wanted["family"]).keys() - own.keys():
+        return f"{story}No package was changed; driver {loaded} is loaded and goes on working. {steps}"
+    # A run that was killed in the middle has forgotten which packages there were: then those that are there now, and
+    # the ones that were to be replaced, in the loaded version.
+    whole = was or dict.fromkeys(drivers_own(now, wanted["family"]).keys() | set(wanted["packages"]), f"{loaded}-*")
+    strangers = drivers_own(now, wanted["family"]).keys() - whole.keys()
+    try:
+        # Not past this version's pin, which is there already: names and versions are all given.
+        install(whole, wanted["lock_timeout"], UNIT, OPTIONS, alone=True, without=sorted(strangers))
+        run(["apt-mark", "hold", *sorted(whole)])
+    except HostError as second:
+        names = " ".join(sorted(f"{name}={version}" for name, version in whole.items()))
+        return (
+            f"{story}Driver {loaded} is still loaded, so what runs goes on, but what starts new on its GPUs fails "
+            f"until its packages are whole again, and putting them back failed too. {second}\n"
+            f"Do not reboot this host. By hand: apt-get install {' '.join(OPTIONS)} {names}"
+        )
+    return f"{story}The packages of driver {loaded}, which is loaded, are back, and it goes on working. {steps}"
 
 
 def plan_packages(wanted: dict[str, Any]) -> Iterator[Change]:
-    """One transaction for all that is missing or of another version; then the hold."""
+    """One transaction for all that is missing, of another version, or not to be; then the hold."""
     present = installed()
-    missing = wanted_packages(wanted, present)
+    missing, gone = wanted_packages(wanted, present), unwanted_packages(wanted, present)
+    if missing or gone:
+        changes = [*missing_change(wanted, missing, present), *gone_change(gone, present)]
+        changes[0].act = lambda: transact(wanted, missing, gone)
+        yield from changes
+        # Holding what was just installed is part of it, whatever apt makes of an earlier hold: both modes say the same.
+        present = {**installed(), **dict.fromkeys(missing, Package("000.0-", held=False))}
+        present = {name: package for name, package in present.items() if name not in gone}
+    own = drivers_own(present, wanted["family"])
+    if wanted["pin"] == "package":
+        pin = f"{PINNING}{wanted['version']}"
+        own[pin] = present.get(pin, Package("", held=False))
+    free = [name for name, package in own.items() if not package.held]
+    for change in hold_changes(sorted(free), held=True):
+        change.action = f"Held the packages of driver {wanted['version']} against upgrades."
+        yield change
+
+
+def is_other_loaded(wanted: dict[str, Any]) -> bool:
+    """Whether a kernel module of another version or flavour than the wanted one is loaded."""
+    loaded = loaded_module()
+    return bool(loaded.version) and loaded != KernelModule(wanted["version"], wanted["kernel_modules"])
+
+
+def missing_change(wanted: dict[str, Any], missing: dict[str, str], present: dict[str, Package]) -> Iterator[Change]:
+    """What is to be installed, as a change."""
     if missing:
         differing = sorted(name for name in missing if name in present)
         verb = f"Changed {', '.join(differing)}" if differing else f"Installed {', '.join(sorted(missing))}"
         yield Change(
             f"{verb} {'to' if differing else 'of'} driver {wanted['version']}.",
-            lambda: install_quietly(missing, wanted["lock_timeout"]),
+            lambda: None,
             "packages of the driver",
             "".join(f"{name}: {present[name].version if name in present else 'absent'}\n" for name in sorted(missing)),
             "".join(f"{name}: {version or 'installed'}\n" for name, version in sorted(missing.items())),
-            "reboot" if loaded_version() not in ("", wanted["version"]) else "none",
+            "reboot" if is_other_loaded(wanted) else "none",
         )
-        # Holding what was just installed is part of it, whatever apt makes of an earlier hold: both modes say the same.
-        present = {**installed(), **dict.fromkeys(missing, Package("000.0-", held=False))}
-    free = [name for name, package in drivers_own(present, wanted["family"]).items() if not package.held]
-    for change in hold_changes(sorted(free), held=True):
-        change.action = f"Held the packages of driver {wanted['version']} against upgrades."
-        yield change
+
+
+def gone_change(gone: dict[str, str], present: dict[str, Package]) -> Iterator[Change]:
+    """What is to be removed, as a change; it happens in the transaction that installs."""
+    for reason in sorted(set(gone.values())):
+        names = [name for name, why in gone.items() if why == reason]
+        yield Change(
+            f"Removed {', '.join(names)} ({reason}).",
+            lambda: None,
+            f"packages of the driver: {reason}",
+            "".join(f"{name}: {present[name].version}\n" for name in names),
+            "".join(f"{name}: absent\n" for name in names),
+        )
 
 
 def load() -> None:
@@ -190,65 +372,91 @@ def load() -> None:
     if Path("/sys/module/nouveau").is_dir():
         run(["modprobe", "--remove", "nouveau"], check=False)
     done = run(["modprobe", "nvidia"], check=False)
-    if done.rc != 0 and not Path("/sys/module/nouveau").is_dir():
+    if done.rc == 0 or Path("/sys/module/nouveau").is_dir():
+        return
+    said = f"The driver's kernel module does not load: {done.err.strip()}."
+    if "Key was rejected" in done.err or is_secure_boot():
         raise HostError(
-            f"The driver's kernel module does not load: {done.err.strip()}. Look on the host at: dkms status; "
-            "journalctl -k -g 'nvidia|NVRM'. Usual causes: no module was built for this kernel (headers missing), or "
-            "Secure Boot refuses an unsigned one."
+            f"{said} Secure Boot is on, and the module, which was built on this host, is signed with a key that the "
+            "firmware does not know. Either turn Secure Boot off in the firmware; or enrol the key: mokutil --import "
+            "/var/lib/dkms/mok.pub (on Ubuntu /var/lib/shim-signed/mok/MOK.der), reboot, and confirm at the console, "
+            "which cannot be done over SSH. Then run again."
         )
+    raise HostError(
+        f"{said} Look on the host at: dkms status; journalctl -k -g 'nvidia|NVRM'. The usual cause: no module was "
+        f"built for this kernel, since linux-headers-{os.uname().release} were missing."
+    )
 
 
-def plan_module(version: str) -> Iterator[Change]:
-    """Load the kernel module where none is loaded."""
-    if not loaded_version():
-        yield Change("Loaded the kernel module nvidia.", load, "kernel module nvidia", "not loaded\n", f"{version}\n")
+def plan_module(wanted: dict[str, Any]) -> Iterator[Change]:
+    """Build the kernel module where the packages could not, and load it where none is loaded."""
+    if loaded_version():
+        return
+    kernel = os.uname().release
+    if shutil.which("dkms") and not wanted_packages(wanted, installed()) and not built_module(kernel).version:
+        yield Change(
+            f"Built the kernel module nvidia for Linux {kernel}.",
+            lambda: run(["dkms", "autoinstall", "-k", kernel]),
+            f"kernel module nvidia of Linux {kernel}",
+            "absent\n",
+            f"{wanted['version']}\n",
+        )
+    if not is_nouveau_busy():
+        words = ("kernel module nvidia", "not loaded\n", f"{wanted['version']}\n")
+        yield Change("Loaded the kernel module nvidia.", load, *words)
 
 
-def refuse_without_reboot(version: str, host: str) -> None:
-    """Stop before anything is touched: new libraries beside an old kernel module would break what runs now."""
-    if loaded_version() not in ("", version):
+def refuse(wanted: dict[str, Any], host: str) -> None:
+    """Stop before anything is touched, where what is wanted cannot be, or must not be yet."""
+    version, minimum = wanted["version"], wanted["minimum"]
+    if minimum and number(version) < number(minimum):
         raise HostError(
-            f"Driver {loaded_version()} is loaded, {version} is wanted: that takes a reboot, which is not allowed. "
-            f"Nothing was changed. When {host} may reboot: set driver_reboot_allowed: true for it and run "
+            f"Driver {version} is wanted, but at least {minimum} is needed (driver_minimum_version): vLLM's wheels are "
+            " built for CUDA 13.0. Raise driver in stack.lock.yml."
+        )
+    switches = nvswitches()
+    if switches and not wanted["fabric"]:
+        raise HostError(
+            f"{switches} NVSwitches are on the PCI bus, so the GPUs do not compute without Fabric Manager, but "
+            "driver_fabric_manager is false. Set hardware_profile to what this host is."
+        )
+    if is_other_loaded(wanted) and not wanted["reboot_allowed"]:
+        asked = KernelModule(version, wanted["kernel_modules"])
+        raise HostError(
+            f"{told_apart(loaded_module(), asked).capitalize()}: that takes a reboot, which is not allowed. "
+            f"Nothing was changed. When {host} may reboot: set reboot_allowed: true for it and run "
             f"provision bootstrap INVENTORY --limit {host}"
         )
 
 
-def reboot_reason(version: str) -> str:
-    """Why only a reboot brings the wanted module to run."""
-    seen = loaded_version()
-    if seen and seen != version:
-        return f"driver {seen} is loaded, {version} is installed"
-    return "nouveau holds the GPUs" if not seen and Path("/sys/module/nouveau").is_dir() else ""
+def nvswitches(root: Path = Path("/sys/bus/pci/devices")) -> int:
+    """How many of NVIDIA's switches are on the PCI bus: bridges, by their class."""
+    found = 0
+    for device in root.iterdir() if root.is_dir() else ():
+        vendor, kind = (read_text(str(device / file)) or "" for file in ("vendor", "class"))
+        found += vendor.strip() == "0x10de" and kind.startswith("0x0680")
+    return found
 
 
 def plan(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
     """Repository, packages, hold, kernel module."""
-    if not wanted["reboot_allowed"]:
-        refuse_without_reboot(wanted["version"], os.uname().nodename)
+    refuse(wanted, os.uname().nodename)
     yield from plan_repository(wanted, check_mode)
+    yield from plan_pinning(wanted)
     yield from plan_packages(wanted)
-    yield from plan_module(wanted["version"])
-
-
-def facts(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """What runs now, and whether the caller must reboot."""
-    reason = reboot_reason(wanted["version"])
-    if check_mode and not loaded_version():
-        reason = ""  # loading is predicted to succeed; whether nouveau lets go is seen only by trying
-    if reason and not wanted["reboot_allowed"]:
-        raise HostError(
-            f"A reboot is needed, since {reason}; it is not allowed. When {os.uname().nodename} may reboot: set "
-            "driver_reboot_allowed: true for it and run again."
-        )
-    return {"loaded": loaded_version(), "reboot_reason": reason}
+    yield from plan_module(wanted)
 
 
 def main() -> None:
     names = {"type": "list", "elements": "str"}
     spec = {
         "version": {"type": "str", "required": True},
+        "minimum": {"type": "str", "default": ""},
         "packages": {**names, "required": True},
+        "kernel_modules": {"type": "str", "choices": ["open", "proprietary"], "default": "open"},
+        "fabric_packages": {**names, "default": []},
+        "fabric": {"type": "bool", "default": False},
+        "pin": {"type": "str", "choices": ["apt", "package"], "default": "apt"},
         "family": {**names, "required": True},
         "url": {"type": "str", "required": True},
         "suite": {"type": "str", "default": "/"},
@@ -263,7 +471,7 @@ def main() -> None:
     converge(
         module,
         lambda: after(UNIT, check_mode, lambda: plan(wanted, check_mode)),
-        lambda: facts(wanted, check_mode),
+        lambda: {"loaded": loaded_version()},
     )
 
 

@@ -8,12 +8,13 @@ import time
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_driver import LibraryMismatchError, query_gpus
+from ansible.module_utils.provision_driver import LibraryMismatchError
 from ansible.module_utils.provision_gpu import (
-    FIELDS,
+    BY_GPU,
     Setting,
     as_range,
     differing,
+    read_gpus,
     refuse_unknown,
     refuse_unlisted,
     value_for,
@@ -39,6 +40,12 @@ options:
     default: {}
   memory_clocks:
     description: Memory clocks in MHz, in the same form. Others are left as they are.
+    type: dict
+    default: {}
+  application_clocks:
+    description:
+      - Memory and graphics clock in MHz at which programs run, as V(2619,1830), by index or C(all). Others have the
+        card's own. NVIDIA gives application clocks up; where the driver has none, they are refused.
     type: dict
     default: {}
   power_limit:
@@ -148,7 +155,7 @@ def look(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
     systemd = wait_until_restored(unit)
     comes_back = bool(unit) and systemd[unit]["UnitFileState"] == "enabled"
     try:
-        rows += query_gpus(FIELDS)
+        rows += read_gpus()
     except LibraryMismatchError:
         if check_mode and comes_back:
             return False
@@ -190,7 +197,7 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
             setting.effect,
         )
     if found and rows and not check_mode:
-        rows[:] = query_gpus(FIELDS)
+        rows[:] = read_gpus()
     if not check_mode and any(setting.command[0] in ("-lgc", "-rgc", "-lmc", "-rmc") for _, setting in found):
         remember(wanted, rows, record, {index for index, setting in found if setting.command[0] == "-lgc"})
 
@@ -227,6 +234,7 @@ def main() -> None:
     spec = {
         "locked_clocks": by_gpu,
         "memory_clocks": by_gpu,
+        "application_clocks": by_gpu,
         "power_limit": by_gpu,
         "compute_mode": {"type": "str", "choices": modes_of, "default": "Default"},
         "ecc": {"type": "bool", "default": True},
@@ -236,7 +244,7 @@ def main() -> None:
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     wanted = dict(module.params)
-    for name in ("locked_clocks", "memory_clocks", "power_limit"):
+    for name in BY_GPU:
         wanted[name] = {str(key): value for key, value in wanted[name].items()}
 
     rows: list[dict[str, str]] = []

@@ -131,13 +131,21 @@ def lock_holder() -> str:
 
 
 def install(
-    wanted: Mapping[str, str], lock_timeout_s: int, unit: str, options: Sequence[str] = (), alone: bool = False
+    wanted: Mapping[str, str],
+    lock_timeout_s: int,
+    unit: str,
+    options: Sequence[str] = (),
+    alone: bool = False,
+    without: Sequence[str] = (),
 ) -> None:
     """Install packages, each in the version asked for (empty: any), after fetching the lists if they are too old.
 
-    As a unit of that name, which goes on when this process ends. `alone` keeps packages from starting services.
+    As a unit of that name, which goes on when this process ends. `alone` keeps packages from starting services. The
+    packages in `without` are removed in the same transaction.
     """
-    specs, present = [f"{name}={version}" if version else name for name, version in sorted(wanted.items())], installed()
+    present = installed()
+    specs = [f"{name}={version}" if version else name for name, version in sorted(wanted.items())]
+    specs += [f"{name}-" for name in sorted(without)]
     environment = {
         "DEBIAN_FRONTEND": "noninteractive",
         "NEEDRESTART_SUSPEND": "1",
@@ -148,7 +156,7 @@ def install(
         "FOLDER": f"{WORK}/{unit}",
         "OPTIONS": " ".join(options),
         "PACKAGES": " ".join(specs),
-        "LOST": " ".join(sorted(lost_dependencies(present, present) - wanted.keys())),
+        "LOST": " ".join(sorted(lost_dependencies(present, present) - {*wanted, *without})),
         "ALONE": "yes" if alone else "",
     }
     try:

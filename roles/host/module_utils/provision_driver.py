@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import urllib.error
 import urllib.request
-from typing import Sequence
+from pathlib import Path
+from typing import NamedTuple, Sequence
 
 from ansible.module_utils.provision_host import HostError, read_text, run
 
@@ -24,6 +26,61 @@ def loaded_version() -> str:
     text = read_text("/proc/driver/nvidia/version") or read_text("/sys/module/nvidia/version") or ""
     found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
     return found.group(1) if found else ""
+
+
+class KernelModule(NamedTuple):
+    """NVIDIA's kernel module: its version, empty for none, and its flavour, `open` or `proprietary`."""
+
+    version: str
+    flavour: str
+
+
+def told_apart(loaded: KernelModule, wanted: KernelModule) -> str:
+    """In which way another kernel module is loaded than the wanted one."""
+    if loaded.version != wanted.version:
+        return f"driver {loaded.version} is loaded, {wanted.version} is wanted"
+    return f"driver {loaded.version} is loaded with {loaded.flavour} kernel modules, {wanted.flavour} ones are wanted"
+
+
+def loaded_module() -> KernelModule:
+    """The module that is loaded."""
+    is_open = "Open Kernel Module" in (read_text("/proc/driver/nvidia/version") or "Open Kernel Module")
+    return KernelModule(loaded_version(), "open" if is_open else "proprietary")
+
+
+def built_module(kernel: str) -> KernelModule:
+    """The module that a kernel would load: the one on disk, which was built for it when the packages were installed."""
+    version, licence = (
+        run(["modinfo", "-k", kernel, "-F", field, "nvidia"], check=False).out.strip()
+        for field in ("version", "license")
+    )
+    return KernelModule(version, "open" if "MIT" in licence else "proprietary")
+
+
+def next_kernel() -> str:
+    """The release of the kernel that the next boot starts, as far as links tell; where there are none, the running."""
+    for link in ("/vmlinuz", "/boot/vmlinuz"):
+        if os.path.islink(link):
+            return os.path.basename(os.path.realpath(link)).partition("-")[2] or os.uname().release
+    return os.uname().release
+
+
+def number(version: str) -> tuple[int, ...]:
+    """A version to compare with others."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def is_nouveau_busy() -> bool:
+    """Whether nouveau is loaded, none of NVIDIA's modules is, and something holds it: then only a reboot removes it."""
+    holders = read_text("/sys/module/nouveau/refcnt")
+    return holders is not None and holders.strip() not in ("", "0") and not loaded_version()
+
+
+def is_secure_boot() -> bool:
+    """Whether the firmware lets only signed modules in; False where it cannot be read."""
+    for variable in Path("/sys/firmware/efi/efivars").glob("SecureBoot-*"):
+        return variable.read_bytes()[-1:] == b"\x01"
+    return False
 
 
 def query_gpus(fields: Sequence[str]) -> list[dict[str, str]]:

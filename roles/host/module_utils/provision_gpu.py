@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from ansible.module_utils.provision_driver import query_gpus
 from ansible.module_utils.provision_host import HostError, run
@@ -19,7 +19,14 @@ MODES = (
     "mig.mode.pending",
 )
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "utilization.gpu")
-FIELDS = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
+# Memory's before graphics', as nvidia-smi -ac takes them. Deprecated: a driver may come that does not know them.
+APPLICATION = tuple(
+    f"clocks.{kind}.{part}" for kind in ("applications", "default_applications") for part in ("memory", "graphics")
+)
+KNOWN = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
+FIELDS = (*KNOWN, *APPLICATION)
+BY_GPU = ("locked_clocks", "memory_clocks", "application_clocks", "power_limit")
+NOT_THERE = ("[N/A]", "N/A", "[Not Supported]")
 IDLE_BELOW_MHZ = 600  # idle cards of the Hopper and Ampere boards were seen between 210 and 480 MHz
 
 
@@ -31,6 +38,16 @@ class Setting(NamedTuple):
     seen: str
     wanted: str
     effect: str = "none"
+
+
+def read_gpus() -> list[dict[str, str]]:
+    """Everything that is judged here, of each GPU."""
+    try:
+        return query_gpus(FIELDS)
+    except HostError as error:
+        if "not a valid field" not in str(error) or "applications" not in str(error):
+            raise
+    return [{**row, **dict.fromkeys(APPLICATION, "[N/A]")} for row in query_gpus(KNOWN)]
 
 
 def value_for(values: dict[str, Any], index: str) -> str:
@@ -49,10 +66,18 @@ def as_range(value: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
+def as_pair(value: str) -> tuple[int, int]:
+    """`2619,1830` as a memory clock and a graphics clock."""
+    numbers = value.split(",")
+    if len(numbers) != 2 or not all(word.isdigit() for word in numbers):
+        raise HostError(f"{value!r} are no application clocks: give a memory and a graphics clock, such as 2619,1830.")
+    return int(numbers[0]), int(numbers[1])
+
+
 def refuse_unknown(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
     """Stop if a setting names a card that is not there."""
     indexes = {row["index"] for row in rows}
-    for name in ("locked_clocks", "memory_clocks", "power_limit"):
+    for name in BY_GPU:
         unknown = sorted(set(wanted[name]) - indexes - {"all"})
         if unknown:
             raise HostError(f"There is no GPU {', '.join(unknown)} on this host; it has {', '.join(sorted(indexes))}.")
@@ -60,7 +85,7 @@ def refuse_unknown(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
 
 def refuse_unlisted(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
     """Stop before anything is set if a card does not list a clock, or does not allow a power limit."""
-    if wanted["locked_clocks"] or wanted["memory_clocks"]:
+    if wanted["locked_clocks"] or wanted["memory_clocks"] or wanted["application_clocks"]:
         listed = run(
             ["nvidia-smi", "--query-supported-clocks=mem,gr", "--format=csv,noheader,nounits"]
         ).out.splitlines()
@@ -69,13 +94,46 @@ def refuse_unlisted(wanted: dict[str, Any], rows: list[dict[str, str]]) -> None:
             supported = sorted({pair[column] for pair in pairs})
             for clock in {clock for value in wanted[name].values() for clock in as_range(str(value))}:
                 if clock not in supported:
-                    near = sorted(sorted(supported, key=lambda other, clock=clock: abs(other - clock))[:2])
-                    raise HostError(f"{clock} MHz is no clock of these GPUs; the nearest are {near[0]} and {near[-1]}.")
+                    raise HostError(f"{clock} MHz is no clock of these GPUs; {nearest(clock, supported)}.")
+        for row in rows:
+            refuse_application_clocks(row, value_for(wanted["application_clocks"], row["index"]), pairs)
     for row in rows:
         watts = value_for(wanted["power_limit"], row["index"])
         low, high = row["power.min_limit"], row["power.max_limit"]
         if watts and not float(low) <= float(watts) <= float(high):
             raise HostError(f"GPU {row['index']} takes power limits from {low} to {high} W, not {watts} W.")
+
+
+def nearest(clock: int, supported: Sequence[int]) -> str:
+    """The clocks of a card beside one that it does not have, in words."""
+    near = sorted(sorted(supported, key=lambda other: abs(other - clock))[:2])
+    if len(near) < 2:
+        return f"the only one is {near[0]}" if near else "it lists none"
+    return f"the nearest are {near[0]} and {near[1]}"
+
+
+def refuse_application_clocks(row: dict[str, str], wanted: str, pairs: list[list[int]]) -> None:
+    """Stop if a card has no application clocks, or not this pair."""
+    if not wanted:
+        return
+    if row["clocks.applications.graphics"] in NOT_THERE:
+        raise HostError(
+            f"GPU {row['index']} has no application clocks under this driver; NVIDIA gives them up. Lock its graphics "
+            "clock instead: gpu_locked_clocks."
+        )
+    memory, graphics = as_pair(wanted)
+    if [memory, graphics] in pairs:
+        return
+    if [graphics, memory] in pairs:
+        raise HostError(f"Application clocks are memory before graphics: {graphics},{memory}, not {wanted}.")
+    memories = sorted({pair[0] for pair in pairs})
+    if memory not in memories:
+        raise HostError(f"{memory} MHz is no memory clock of GPU {row['index']}; {nearest(memory, memories)}.")
+    graphics_clocks = sorted({pair[1] for pair in pairs if pair[0] == memory})
+    raise HostError(
+        f"{graphics} MHz is no graphics clock of GPU {row['index']} beside {memory} MHz of memory; "
+        f"{nearest(graphics, graphics_clocks)}."
+    )
 
 
 def locked_by_hand(row: dict[str, str]) -> bool:
@@ -94,8 +152,22 @@ def locked_by_hand(row: dict[str, str]) -> bool:
         if len(seen) == 3:
             return True
         time.sleep(0.4)
-        seen += [now for now in query_gpus(FIELDS) if now["index"] == row["index"]]
+        seen += [now for now in query_gpus(KNOWN) if now["index"] == row["index"]]
     return False
+
+
+def application_clocks(row: dict[str, str], wanted: str) -> Iterator[Setting]:
+    """The clocks at which programs run unless heat or power hold them below: any pair, or the card's own."""
+    seen, own = (tuple(row[field] for field in fields) for fields in (APPLICATION[:2], APPLICATION[2:]))
+    if wanted:
+        memory, graphics = as_pair(wanted)
+        if seen != (str(memory), str(graphics)):
+            text = f"{memory} MHz of memory and {graphics} MHz"
+            words = (f"Set the application clocks of {{}} to {text}.", ("-ac", f"{memory},{graphics}"))
+            yield Setting(*words, f"{seen[0]}, {seen[1]} MHz", text)
+    elif seen[0] not in NOT_THERE and own[0] not in NOT_THERE and seen != own:
+        words = ("Set the application clocks of {} back to the card's own.", ("-rac",))
+        yield Setting(*words, f"{seen[0]}, {seen[1]} MHz", f"{own[0]}, {own[1]} MHz")
 
 
 def graphics_clock(row: dict[str, str], wanted: str, record: dict[str, Any]) -> Iterator[Setting]:
@@ -152,6 +224,7 @@ def differing(row: dict[str, str], wanted: dict[str, Any], record: dict[str, Any
     yield from modes(row, wanted)
     yield from graphics_clock(row, value_for(wanted["locked_clocks"], index), record)
     yield from memory_clock(row, value_for(wanted["memory_clocks"], index), record)
+    yield from application_clocks(row, value_for(wanted["application_clocks"], index))
 
 
 def virgin_rows(wanted: dict[str, Any]) -> list[dict[str, str]]:

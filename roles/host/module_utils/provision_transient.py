@@ -67,6 +67,7 @@ def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str =
     begin = time.time()
     try:
         if run(argv, check=False).rc != 0:
+            run(["journalctl", "--sync"], check=False)  # the last lines, which say why, are the last to be written
             told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "15", "-o", "cat"], check=False)
             raise UnitError(unit, told.out.strip())
     finally:

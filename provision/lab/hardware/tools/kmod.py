@@ -117,7 +117,8 @@ def _real_modules() -> list[str]:
 
 
 def _modinfo(name: str, flags: list[str]) -> int:
-    version = state.read()["driver"]["installed"]
+    driver = state.read()["driver"]
+    version = driver["installed"]
     if name in state.NVIDIA_MODULES and not version:
         sys.stderr.write(f"modinfo: ERROR: Module {name} not found.\n")
         return 1
@@ -126,7 +127,7 @@ def _modinfo(name: str, flags: list[str]) -> int:
     fields = {
         "filename": f"/lib/modules/{release}/" + (f"kernel/{name}.ko" if inbox else f"updates/dkms/{name}.ko"),
         "version": "" if inbox else version,
-        "license": "Dual MIT/GPL",
+        "license": "NVIDIA" if not inbox and driver["flavour"] == "proprietary" else "Dual MIT/GPL",
         "vermagic": f"{release} SMP preempt mod_unload modversions ",
     }
     field = next((flags[place + 1] for place, flag in enumerate(flags) if flag in ("-F", "--field")), None)

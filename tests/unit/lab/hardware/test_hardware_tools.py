@@ -25,7 +25,12 @@ def test_the_driver_is_not_there_until_it_is_installed(bare):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("modprobe: FATAL: Module nvidia not found in directory /lib/modules/")
     host.run("driver", "installed", version="580.126.20")
-    assert host.read()["driver"] == {"installed": "580.126.20", "loaded": None}
+    assert host.read()["driver"] | {"loaded_flavour": ""} == {
+        "installed": "580.126.20",
+        "flavour": "open",
+        "loaded": None,
+        "loaded_flavour": "",
+    }
     host.run("driver", "removed", version="580.95.05")
     assert host.read()["driver"]["installed"] == "580.126.20"
     host.run("driver", "removed", version="580.126.20")

@@ -7,16 +7,24 @@ from ansible.module_utils.provision_host import HostError, Ran
 
 WANTED = {"version": "580.126.20", "packages": ["nvidia-open"], "family": ["nvidia-*", "libnvidia-*", "libcuda1"]}
 WANTED |= {"kernel_headers": False, "lock_timeout": 1, "url": "https://x/{os}", "suite": "/", "components": []}
-WANTED |= {"key": "KEY\n", "reboot_allowed": False}
+WANTED |= {"key": "KEY\n", "reboot_allowed": False, "minimum": "580.65.06", "kernel_modules": "open", "pin": "apt"}
+WANTED |= {"fabric": True, "fabric_packages": ["nvidia-fabricmanager"]}
 RIGHT = Package("580.126.20-1", held=True)
 
 
 @pytest.fixture
 def driver(role_module, monkeypatch):
     module = role_module("driver", "nvidia_driver")
-    module.state = {"loaded": "580.126.20", "packages": {"nvidia-open": RIGHT, "libcuda1": RIGHT}}
+    module.state = {"loaded": "580.126.20", "flavour": "open", "switches": 4}
+    module.state["packages"] = {"nvidia-open": RIGHT, "libcuda1": RIGHT, "nvidia-fabricmanager": RIGHT}
     monkeypatch.setattr(module, "loaded_version", lambda: module.state["loaded"])
+    monkeypatch.setattr(
+        module, "loaded_module", lambda: module.KernelModule(module.state["loaded"], module.state["flavour"])
+    )
+    monkeypatch.setattr(module, "nvswitches", lambda: module.state["switches"])
     monkeypatch.setattr(module, "installed", lambda: module.state["packages"])
+    monkeypatch.setattr(module, "absent_change", lambda path: iter(()))
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
     monkeypatch.setattr(module, "file_change", lambda path, text: iter(()))
     return module
 
@@ -32,7 +40,7 @@ def test_a_host_with_the_driver_is_left_alone(driver):
 def test_a_bare_host_is_told_all_of_it(driver):
     driver.state.update(loaded="", packages={})
     assert actions(driver) == [
-        "Installed nvidia-open of driver 580.126.20.",
+        "Installed nvidia-fabricmanager, nvidia-open of driver 580.126.20.",
         "Held the packages of driver 580.126.20 against upgrades.",
         "Loaded the kernel module nvidia.",
     ]
@@ -70,13 +78,155 @@ def test_a_lost_hold_is_a_change_of_its_own(driver):
 
 def test_another_loaded_version_stops_before_anything_unless_a_reboot_is_allowed(driver):
     driver.state["loaded"] = "580.95.05"
-    with pytest.raises(
-        HostError, match=r"Driver 580.95.05 is loaded, 580.126.20 is wanted.*driver_reboot_allowed: true"
-    ):
+    with pytest.raises(HostError, match=r"Driver 580.95.05 is loaded, 580.126.20 is wanted.*reboot_allowed: true"):
         actions(driver)
     assert actions(driver, reboot_allowed=True) == []
-    facts = driver.facts({**WANTED, "reboot_allowed": True}, check_mode=False)
-    assert facts == {"loaded": "580.95.05", "reboot_reason": "driver 580.95.05 is loaded, 580.126.20 is installed"}
+
+
+def test_the_other_flavour_of_the_loaded_version_takes_a_reboot_too(driver):
+    driver.state["flavour"] = "proprietary"
+    with pytest.raises(HostError, match=r"loaded with proprietary kernel modules, open ones are wanted: that takes"):
+        actions(driver)
+
+
+def test_a_driver_too_old_for_the_deployment_is_refused(driver):
+    with pytest.raises(HostError, match=r"Driver 570.211.01 is wanted, but at least 580.65.06 is needed"):
+        actions(driver, version="570.211.01")
+
+
+def test_switches_without_fabric_manager_are_refused(driver):
+    with pytest.raises(HostError, match=r"4 NVSwitches are on the PCI bus.*Set hardware_profile"):
+        actions(driver, fabric=False)
+    driver.state["switches"] = 0
+    assert actions(driver, fabric=False) == ["Removed nvidia-fabricmanager (no NVSwitches here)."]
+
+
+@pytest.mark.parametrize(
+    ("flavour", "there", "gone"),
+    [
+        ("open", "cuda-drivers", "proprietary kernel modules"),
+        ("open", "nvidia-kernel-dkms", "proprietary kernel modules"),
+        ("open", "nvidia-dkms-580", "proprietary kernel modules"),
+        ("open", "nvidia-dkms-580-open", ""),
+        ("open", "nvidia-dkms", "proprietary kernel modules"),
+        ("open", "nvidia-kernel-open-dkms", ""),
+        ("proprietary", "nvidia-open", "open kernel modules"),
+        ("proprietary", "nvidia-dkms-open", "open kernel modules"),
+        ("proprietary", "nvidia-kernel-dkms", ""),
+        ("open", "libnvidia-compute-580", ""),
+        ("open", "nvidia-firmware-580-580.126.20", ""),
+        ("open", "nvidia-firmware-580-580.95.05", "another branch or origin"),
+        ("open", "nvidia-fabricmanager-570", "another branch or origin"),
+        ("open", "libnvidia-compute-535-server", "another branch or origin"),
+        ("open", "nvidia-driver-580-server-open", "another branch or origin"),
+        ("open", "nvidia-driver-pinning-580", "another pin"),
+    ],
+)
+def test_what_may_not_stay_beside_the_driver(driver, flavour, there, gone):
+    asked = {"open": ["nvidia-open"], "proprietary": ["cuda-drivers"]}[flavour]
+    packages = {there: Package("580.95.05-1", held=False)}
+    wanted = {**WANTED, "kernel_modules": flavour, "packages": asked, "family": ["*"]}
+    assert driver.unwanted_packages(wanted, packages) == ({there: gone} if gone else {})
+    assert (there in driver.wanted_packages(wanted, packages)) is not bool(gone)
+
+
+def test_the_other_flavour_goes_in_the_transaction_that_brings_the_wanted_one(driver, monkeypatch):
+    calls = []
+    monkeypatch.setattr(driver, "install", lambda missing, *_, alone, without: calls.append((missing, without)))
+    monkeypatch.setattr(driver, "run", calls.append)
+    wanted = {**WANTED, "kernel_modules": "proprietary", "packages": ["cuda-drivers"], "reboot_allowed": True}
+    changes = list(driver.plan(wanted, check_mode=False))
+    for change in changes:
+        change.act()
+    assert [(change.action, change.effect) for change in changes[:2]] == [
+        ("Installed cuda-drivers of driver 580.126.20.", "reboot"),
+        ("Removed nvidia-open (open kernel modules).", "none"),
+    ]
+    assert calls[0] == ({"cuda-drivers": "580.126.20-*"}, ["nvidia-open"])
+
+
+def test_nvidias_own_pin_is_installed_first_and_held(driver, monkeypatch):
+    driver.state["packages"]["nvidia-driver-pinning-580.95.05"] = Package("580.95.05-1", held=True)
+    assert actions(driver, pin="package") == [
+        "Installed nvidia-driver-pinning-580.126.20.",
+        "Held the packages of driver 580.126.20 against upgrades.",
+    ]
+    assert actions(driver) == ["Removed nvidia-driver-pinning-580.95.05 (another pin)."]
+
+
+BEFORE = {"nvidia-open": Package("580.95.05-1", True), "libcuda1": Package("580.95.05-1", True)}
+
+
+@pytest.fixture
+def failing(driver, monkeypatch):
+    """An upgrade from 580.95.05 that fails, after it left the packages as `driver.after` says."""
+    driver.state.update(loaded="580.95.05", packages=BEFORE)
+    driver.after, driver.calls = BEFORE, []
+
+    def install(missing, *_, **more):
+        driver.calls.append((missing, more["without"]))
+        if len(driver.calls) == 1 or driver.after == {}:
+            driver.state["packages"] = driver.after
+            raise HostError("apt-get install failed.")
+
+    monkeypatch.setattr(driver, "install", install)
+    monkeypatch.setattr(driver, "run", driver.calls.append)
+    return driver
+
+
+def test_an_upgrade_that_failed_before_it_began_says_so(failing):
+    with pytest.raises(HostError, match=r"failed\.\nNo package was changed; driver 580.95.05 is loaded and goes on"):
+        failing.transact(WANTED, {}, [])
+    assert len(failing.calls) == 1
+
+
+def test_an_upgrade_that_broke_in_the_middle_is_undone(failing):
+    failing.after = {"nvidia-open": RIGHT._replace(whole=False), "libcuda1": RIGHT, "libnvidia-new": RIGHT}
+    with pytest.raises(HostError, match=r"The packages of driver 580.95.05, which is loaded, are back"):
+        failing.transact(WANTED, {}, [])
+    assert failing.calls[1:] == [
+        (dict.fromkeys(BEFORE, "580.95.05-1"), ["libnvidia-new"]),
+        ["apt-mark", "hold", "libcuda1", "nvidia-open"],
+    ]
+
+
+def test_an_upgrade_that_cannot_be_undone_says_what_to_do(failing):
+    failing.after = {}
+    with pytest.raises(HostError, match=r"Do not reboot this host.*apt-get install .* libcuda1=580.95.05-1"):
+        failing.transact(WANTED, {}, [])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "E: Unable to locate package linux-headers-6.1.0-9",
+        "E: Package 'linux-headers-6.1' has no installation candidate",
+    ],
+)
+def test_headers_that_are_gone_are_explained(driver, monkeypatch, said):
+    def install(*_, **__):
+        raise HostError(f"apt-get install failed. It said last: {said}")
+
+    monkeypatch.setattr(driver, "install", install)
+    with pytest.raises(HostError, match=r"no longer have the headers of the kernel that runs.*reboot the host"):
+        driver.transact(WANTED, {}, [])
+
+
+def test_what_secure_boot_keeps_out_is_explained(driver, monkeypatch):
+    said = "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service"
+    monkeypatch.setattr(driver, "run", lambda *_, **__: Ran(1, "", said))
+    with pytest.raises(HostError, match=r"Secure Boot is on.*mokutil --import"):
+        driver.load()
+
+
+def test_a_module_that_was_never_built_is_built_before_it_is_loaded(driver, monkeypatch):
+    driver.state["loaded"] = ""
+    monkeypatch.setattr(driver.shutil, "which", lambda name: f"/usr/sbin/{name}")
+    monkeypatch.setattr(driver, "built_module", lambda kernel: driver.KernelModule("", "open"))
+    assert [sentence.split(" for Linux")[0] for sentence in actions(driver)] == [
+        "Built the kernel module nvidia",
+        "Loaded the kernel module nvidia.",
+    ]
 
 
 @pytest.mark.parametrize(

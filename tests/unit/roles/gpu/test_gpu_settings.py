@@ -11,6 +11,7 @@ NOTHING = {"graphics": {}, "memory": {}, "quiet": []}
 WANTED = {
     "locked_clocks": {},
     "memory_clocks": {},
+    "application_clocks": {},
     "power_limit": {},
     "compute_mode": "Default",
     "ecc": True,
@@ -32,6 +33,7 @@ CARD = dict.fromkeys(provision_gpu.FIELDS, "Not Active") | {
     "power.max_limit": "500.00",
     "clocks.max.sm": "1980",
     "clocks.mem": "2619",
+    **dict(zip(provision_gpu.APPLICATION, ("2619", "1980", "2619", "1980"), strict=True)),
     **IDLE,
 }
 LOCK = {"locked_clocks": {"3": "1830"}}
@@ -68,6 +70,12 @@ def steady(monkeypatch):
         pytest.param({}, {"memory_clocks": {"all": 1593}}, NOTHING, ["-lmc 1593,1593"], id="memory"),
         pytest.param({"clocks.mem": "1593"}, {}, {**NOTHING, "memory": {"3": "1593"}}, ["-rmc"], id="memory no longer"),
         pytest.param({"clocks.mem": "1593"}, {}, NOTHING, [], id="the card's own memory clock"),
+        pytest.param({}, {"application_clocks": {"all": "2619, 1830"}}, NOTHING, ["-ac 2619,1830"], id="application"),
+        pytest.param({"clocks.applications.graphics": "1830"}, {}, NOTHING, ["-rac"], id="application no longer"),
+        pytest.param(
+            {"clocks.applications.graphics": "1830"}, {"application_clocks": {"3": "2619,1830"}}, NOTHING, [], id="same"
+        ),
+        pytest.param(dict.fromkeys(provision_gpu.APPLICATION, "[N/A]"), {}, NOTHING, [], id="no application clocks"),
         pytest.param({}, {"power_limit": {"3": 450}}, NOTHING, ["-pl 450"], id="less power"),
         pytest.param({"power.limit": "300.00"}, {}, NOTHING, ["-pl 500.00"], id="the card's own power again"),
         pytest.param(
@@ -99,6 +107,16 @@ def test_a_clock_that_moves_is_no_lock(steady):
         ({"locked_clocks": {"3": 1831}}, "1831 MHz is no clock of these GPUs; the nearest are 1830 and 1845"),
         ({"locked_clocks": {"9": 1830}}, "There is no GPU 9 on this host; it has 3"),
         ({"locked_clocks": {"all": "fast"}}, "'fast' is no clock"),
+        (
+            {"application_clocks": {"3": "2619,1831"}},
+            "1831 MHz is no graphics clock of GPU 3 beside 2619 MHz.* are 1830 and 1845",
+        ),
+        (
+            {"application_clocks": {"3": "2600,1830"}},
+            "2600 MHz is no memory clock of GPU 3; the only one is 2619",
+        ),
+        ({"application_clocks": {"3": "1830,2619"}}, "memory before graphics: 2619,1830, not 1830,2619"),
+        ({"application_clocks": {"all": "1830"}}, "'1830' are no application clocks"),
         ({"power_limit": {"all": 900}}, "takes power limits from 200.00 to 500.00 W, not 900 W"),
     ],
 )
@@ -114,7 +132,7 @@ def test_what_the_card_does_not_list_is_refused(monkeypatch, wanted, words):
 def settings(role_module, monkeypatch, tmp_path):
     module = role_module("gpu", "gpu_settings")
     module.cards, module.ran = [{**CARD, "index": index} for index in "01"], []
-    monkeypatch.setattr(module, "query_gpus", lambda fields: [dict(card) for card in module.cards])
+    monkeypatch.setattr(module, "read_gpus", lambda: [dict(card) for card in module.cards])
     module.listed, module.systemd = [], {"ActiveState": "active", "UnitFileState": "enabled"}
     monkeypatch.setattr(module, "refuse_unlisted", lambda *_: module.listed.append(1))
     monkeypatch.setattr(module, "observe", lambda names: dict.fromkeys(names, module.systemd))
@@ -183,3 +201,23 @@ def test_what_waits_for_a_reset_is_told_once(settings):
     assert settings.pending(rows, WANTED) == [
         "ECC mode of GPUs 0, 1 becomes Enabled with the next reset of the GPU or reboot."
     ]
+
+
+def test_a_card_without_application_clocks_names_what_to_use_instead():
+    row = {**CARD, "clocks.applications.graphics": "[N/A]"}
+    with pytest.raises(HostError, match="Lock its graphics clock instead: gpu_locked_clocks"):
+        provision_gpu.refuse_application_clocks(row, "2619,1830", [[2619, 1830]])
+
+
+def test_a_driver_that_knows_no_application_clocks_is_asked_for_the_rest(monkeypatch):
+    def query(fields):
+        if set(fields) & set(provision_gpu.APPLICATION):
+            raise HostError(
+                'nvidia-smi ended with 2: Field "clocks.applications.memory" is not a valid field to query.'
+            )
+        return [dict.fromkeys(fields, "0")]
+
+    monkeypatch.setattr(provision_gpu, "query_gpus", query)
+    (row,) = provision_gpu.read_gpus()
+    assert row["clocks.applications.memory"] == "[N/A]"
+    assert row["clocks.sm"] == "0"
