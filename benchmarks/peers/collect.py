@@ -87,6 +87,11 @@ class Managed:
         """Packages by name."""
         self.all["packages"] += [name.partition("=")[0] for name in params["names"]]
 
+    def pinned_packages(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Packages of the CUDA stage, where it was asked for any."""
+        for one in params["sets"]:
+            self.all["packages"] += [name.partition("=")[0] for name in one["packages"]]
+
     def system_user(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
         """The user as whom the services run."""
         user = pwd.getpwnam(params["name"])

@@ -29,6 +29,7 @@ COMMANDS = [
     ("show", "provision.cli.show:show", "What one run changed, with the differences, and what failed."),
     ("drift", "provision.cli.drift:drift", "What is no longer as the last bootstrap left it, and who changed it."),
     ("status", "provision.cli.status:status", "What is: hosts, GPUs, units, Ray nodes, model, health."),
+    ("stack", "provision.cli.stack:stack", "The versions of a deployment as one decision, and what ties them."),
     ("ask", "provision.cli.ask:ask", "Ask the served model one question."),
     ("lab", "provision.cli.lab:lab", "Simulated hosts, to rehearse an inventory before touching machines."),
     ("vars", "provision.cli.vars:variables", "The variables that an inventory may set, with types and defaults."),

@@ -12,6 +12,7 @@ STAGES = (
     "swap",
     "driver",
     "gpu",
+    "cuda",
     "tools",
     "serving_env",
     "weights",

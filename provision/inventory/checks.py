@@ -19,6 +19,15 @@ from provision.stack import vllm_arguments
 TENSOR, PIPELINE = "vllm_tensor_parallel_size", "vllm_pipeline_parallel_size"
 TIMES = "\N{MULTIPLICATION SIGN}"
 ENDPOINT = ("vllm_host", "vllm_port", "vllm_served_model_name", "vllm_api_key")
+# Of these, hosts of one replica must have the same: they are versions.
+VERSIONS = (
+    "driver_version",
+    "cuda_toolkit_version",
+    "cuda_nccl_version",
+    "serving_env_requirements",
+    "serving_env_extra_requirements",
+    "serving_env_python",
+)
 DEFAULTS_ASKED = (TENSOR, PIPELINE, "ray_num_gpus", "serving_env_build", *ENDPOINT)
 
 
@@ -36,6 +45,7 @@ class _Checks:
         yield from self.membership()
         for replica in self.fleet.replicas:
             yield from self.mixed(replica)
+            yield from self.skewed(replica)
             yield from self.sizes(replica)
             yield from self.addresses(replica)
         for host in self.fleet.serving:
@@ -61,6 +71,21 @@ class _Checks:
             odd = next(host for host in replica.hosts if profiles[host.name] != profiles[replica.head.name])
             message = f"{replica.name}: the hosts of a replica must be of one hardware_profile, but they are {said}."
             yield self.at(odd, "hardware_profile", message)
+
+    def skewed(self, replica: Replica) -> Iterator[Problem]:
+        for name in VERSIONS:
+            values = {host.name: host.variables.get(name) for host in replica.hosts}
+            first = values[replica.head.name]
+            odd = next((host for host in replica.hosts if values[host.name] != first), None)
+            if odd:
+                said = ", ".join(f"{host} {'unset' if value is None else value}" for host, value in values.items())
+                place = odd if name in odd.variables else replica.head
+                yield self.at(
+                    place,
+                    name,
+                    f"{replica.name}: the hosts of a replica must have one {name}, but they have {said}.",
+                    f"Set it for all of {replica.name}, in group_vars/{replica.name}.yml or in stack.lock.yml.",
+                )
 
     def sizes(self, replica: Replica) -> Iterator[Problem]:
         head = replica.head

@@ -31,6 +31,7 @@ def world(directory: Path, repository: str, hub: str) -> dict[str, object]:
         "driver_repository_url": repository,
         "driver_repository_key": str(directory / "world/apt/key.asc"),
         "weights_endpoint": hub,
+        "cuda_nccl_tests": False,  # nothing here compiles or runs CUDA code
         "serving_env_build": "cpu",
         "ray_num_gpus": 1,
         "ray_interface": "host0",

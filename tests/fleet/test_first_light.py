@@ -17,6 +17,7 @@ STAGES = [
     "swap",
     "driver",
     "gpu",
+    "cuda",
     "tools",
     "serving_env",
     "weights",

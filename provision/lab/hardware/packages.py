@@ -8,7 +8,13 @@ from typing import Any
 from provision.lab.hardware.edge import START
 
 DRIVERS = ("580.95.05", "580.126.16", "580.126.20", "580.159.04")
-NCCL = "2.27.7-1+cuda13.0"
+# Of each toolkit release its components' versions: compiler, runtime, BLAS.
+TOOLKITS = {
+    "13.0.2": {"nvcc": "13.0.88", "cudart": "13.0.96", "cublas": "13.1.0.3"},
+    "13.0.3": {"nvcc": "13.0.88", "cudart": "13.0.96", "cublas": "13.1.1.3"},
+}
+# Releases of NCCL, each with the CUDA that NVIDIA built it for.
+NCCLS = ("2.27.7-1+cuda13.0", "2.28.9-1+cuda13.0", "2.29.7-1+cuda13.2")
 PINNED = [
     "nvidia-open",
     "nvidia-driver-cuda",
@@ -39,19 +45,72 @@ class Package:
 
 
 def all_packages() -> list[Package]:
-    """Everything in the repository: each driver version whole, and NCCL."""
+    """Everything in the repository, each once: drivers and toolkits whole, and NCCL."""
     packages = [package for version in DRIVERS for package in driver(version)]
     packages.append(_pinning("580", "580", "580.*"))
-    packages.append(Package("libnccl2", NCCL, "NVIDIA Collective Communication Library (NCCL) Runtime"))
-    packages.append(
-        Package(
-            "libnccl-dev",
-            NCCL,
-            "NVIDIA Collective Communication Library (NCCL) Development Files",
-            f"libnccl2 (= {NCCL})",
-        )
-    )
-    return packages
+    packages += [package for version, parts in TOOLKITS.items() for package in toolkit(version, **parts)]
+    packages += [package for version in NCCLS for package in nccl(version)]
+    return list({(package.name, package.version): package for package in packages}.values())
+
+
+def nccl(version: str) -> list[Package]:
+    """One release of NCCL, built for one CUDA."""
+    title = "NVIDIA Collective Communication Library (NCCL)"
+    return [
+        Package("libnccl2", version, f"{title} Runtime"),
+        Package("libnccl-dev", version, f"{title} Development Files", f"libnccl2 (= {version})"),
+    ]
+
+
+def toolkit(version: str, nvcc: str, cudart: str, cublas: str) -> list[Package]:
+    """The part of a CUDA toolkit that shows how it is tied: metapackages, each needing its components or later ones."""
+    suffix = "-".join(version.split(".")[:2])
+
+    def package(name: str, own: str, description: str, needs: dict[str, str] | None = None, **more: object) -> Package:
+        ties = ", ".join(f"{each} (>= {minimum})" for each, minimum in (needs or {}).items())
+        return Package(name, f"{own}-1", description, ties, **more)  # type: ignore[arg-type]
+
+    def meta(name: str, description: str, needs: dict[str, str] | None = None) -> Package:
+        return package(f"{name}-{suffix}", version, description, needs)
+
+    parts = ("cuda-compiler", "cuda-libraries", "cuda-libraries-dev", "cuda-tools")
+    libraries = {f"cuda-cudart-{suffix}": cudart, f"libcublas-{suffix}": cublas}
+    headers = {f"cuda-cudart-dev-{suffix}": cudart, f"libcublas-dev-{suffix}": cublas}
+    major = suffix.partition("-")[0]
+    common = [
+        f"cuda-toolkit-{suffix}-config-common",
+        f"cuda-toolkit-{major}-config-common",
+        "cuda-toolkit-config-common",
+    ]
+    home = f"usr/local/cuda-{suffix.replace('-', '.')}"
+    return [
+        meta("cuda-toolkit", "CUDA Toolkit meta-package", {f"{part}-{suffix}": version for part in parts}),
+        meta("cuda-compiler", "CUDA compiler", {f"cuda-nvcc-{suffix}": nvcc}),
+        meta("cuda-libraries", "CUDA Libraries meta-package", libraries),
+        meta("cuda-libraries-dev", "CUDA Libraries development meta-package", headers),
+        meta("cuda-tools", "CUDA Tools meta-package"),
+        package(f"cuda-nvcc-{suffix}", nvcc, "CUDA nvcc", files={f"{home}/bin/nvcc": _nvcc(suffix, nvcc)}),
+        package(f"cuda-cudart-{suffix}", cudart, "CUDA Runtime native Libraries", dict.fromkeys(common, cudart)),
+        package(f"cuda-cudart-dev-{suffix}", cudart, "CUDA Runtime native dev links, headers"),
+        package(f"libcublas-{suffix}", cublas, "CUBLAS native runtime libraries"),
+        package(f"libcublas-dev-{suffix}", cublas, "CUBLAS native dev links, headers"),
+        *(package(name, cudart, "Common config package for CUDA Toolkit") for name in common),
+    ]
+
+
+def _nvcc(suffix: str, version: str) -> str:
+    """A compiler that says which one it is, and compiles nothing."""
+    release = f"Cuda compilation tools, release {suffix.replace('-', '.')}, V{version}"
+    return f"""\
+#!/bin/sh
+if [ "$*" = --version ] || [ "$*" = -V ]; then
+    echo "nvcc: NVIDIA (R) Cuda compiler driver"
+    echo "{release}"
+    exit 0
+fi
+echo "nvcc fatal   : this is the lab's stand-in; it compiles no CUDA code" >&2
+exit 1
+"""
 
 
 def driver(version: str) -> list[Package]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -218,6 +219,20 @@ SERVING_DATA_PARALLEL = (
 def test_hosts_whose_gpus_do_not_compute_hold_one_rank(make):
     text = "hardware_profile: 8xh20-96\nweights_repo: a/b\nray_num_gpus: 1\nvllm_tensor_parallel_size: 2\n"
     load_fleet(make({"group_vars/serving.yml": text}))
+
+
+def test_hosts_of_a_replica_are_given_one_version(make, content):
+    options = {"driver_version": {"type": "str"}}
+    (content / "roles/driver/meta").mkdir(parents=True)
+    (content / "roles/driver/meta/argument_specs.yml").write_text(
+        json.dumps({"argument_specs": {"main": {"options": options}}})
+    )
+    found = only(make({"host_vars/n2.yml": "driver_version: 580.95.05\n"}))
+    assert found.message == (
+        "a: the hosts of a replica must have one driver_version, but they have n1 unset, n2 580.95.05."
+    )
+    assert (found.path.name, found.line) == ("n2.yml", 1)
+    assert load_fleet(make({"host_vars/n2.yml": "", "group_vars/a.yml": "driver_version: 580.95.05\n"}))
 
 
 def test_mixed_profiles(make):

@@ -30,6 +30,12 @@ def test_versions_are_as_written(tmp_path):
     assert (found.ray, found.driver, found.python) == ("2.60", "580.126.20", None)
 
 
+def test_what_is_installed_on_demand_may_be_left_out(tmp_path):
+    assert (stack(tmp_path, GOOD).cuda_toolkit, stack(tmp_path, GOOD).nccl) == (None, None)
+    found = stack(tmp_path, GOOD + "  cuda_toolkit: 13.0.3\n  nccl: 2.28.9-1+cuda13.0\n")
+    assert (found.cuda_toolkit, found.nccl) == ("13.0.3", "2.28.9-1+cuda13.0")
+
+
 def test_a_file_beside_the_hosts_file_counts(tmp_path):
     (tmp_path / "hosts.yml").write_text("")
     (tmp_path / "stack.lock.yml").write_text(GOOD.replace("0.32.0", "0.33.0"))
@@ -42,8 +48,11 @@ def test_a_file_beside_the_hosts_file_counts(tmp_path):
         (GOOD.replace("580.126.20", "580.65.05"), 2, "at least 580.65.06"),
         (GOOD.replace("580.126.20", '"580"'), 2, "expected an exact version such as 580.126.20"),
         (GOOD.replace("0.32.0", "latest"), 3, "expected an exact version"),
-        (GOOD + "  python: 3.10\n", 7, "vLLM runs on Python 3.11"),
-        (GOOD + "  nccl: 2.27.7\n", 7, "stack.nccl is not known"),
+        (GOOD + "  python: 3.10\n", 7, "vLLM 0.32.0 runs on Python 3.11"),
+        (GOOD + "  nccl: 2.27.7\n", 7, "expected an exact version such as 2.28.9-1+cuda13.0"),
+        (GOOD + "  cuda_toolkit: 13.0\n", 7, "expected an exact version such as 13.0.3"),
+        (GOOD + "  cuda_toolkit: 12.8.1\n", 7, "PyTorch refuses"),
+        (GOOD + "  ofed: 24.10\n", 7, "stack.ofed is not known"),
         (GOOD + "other: 1\n", 7, "other does not belong here"),
         (GOOD.replace("  uv: 0.13.9\n", ""), None, "stack.uv is missing"),
         ("stack: [\n", 2, "is not YAML"),
