@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -13,13 +14,14 @@ inventory_argument = click.argument("inventory", type=click.Path(path_type=Path)
 lab_option = click.option("--lab", is_flag=True, help="Rehearse on the simulated fleet (provision lab up INVENTORY).")
 
 
-def load(inventory: Path, lab: bool) -> Fleet:
+def load(inventory: Path, lab: bool, asked: Iterable[str] = ()) -> Fleet:
     """The fleet of an inventory; on simulated hosts if it says `lab: true` or the user says --lab.
 
+    `asked`: the settings whose defaults the command needs besides (`Host.setting`).
     Raises InventoryError, and LabError if the simulated hosts are not up.
     """
     if not (lab or simulated(inventory)):
-        return load_fleet(inventory)
+        return load_fleet(inventory, asked=asked)
     from provision.lab import fleet  # noqa: PLC0415 - a real fleet needs nothing of the lab
 
     found = fleet.find(inventory)
@@ -28,4 +30,4 @@ def load(inventory: Path, lab: bool) -> Fleet:
         raise LabError(
             f"The hosts of {inventory} are simulated, and are not up.\n  Bring them up:  provision lab up {inventory}"
         )
-    return load_fleet(inventory, [found.overlay])
+    return load_fleet(inventory, [found.overlay], asked)

@@ -21,6 +21,11 @@ from provision.state import state_dir
 
 # name, where its click command is, what it does
 COMMANDS = [
+    (
+        "preflight",
+        "provision.cli.preflight:preflight",
+        "What could keep a bootstrap from going well; nothing is changed.",
+    ),
     ("bootstrap", "provision.cli.bootstrap:bootstrap", "Bring every host to what the inventory says; the whole job."),
     ("plan", "provision.cli.plan:plan", "What bootstrap would do, per host, and why; nothing is changed."),
     ("apply", "provision.cli.apply:apply", "Do exactly what a plan says, or nothing."),

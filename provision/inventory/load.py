@@ -22,9 +22,10 @@ SERVING = "serving"
 EXAMPLE = "serving:\n    children:\n      a:\n        hosts:\n          gpu-01: {ansible_host: 10.1.4.72}"
 
 
-def load_fleet(inventory: Path, extra: Sequence[Path] = ()) -> Fleet:
+def load_fleet(inventory: Path, extra: Sequence[Path] = (), asked: Iterable[str] = ()) -> Fleet:
     """Read and check an inventory (a directory or a file), with overlays that win over it.
 
+    `asked` are the settings whose defaults the caller needs besides (`Host.setting`): each costs a moment per host.
     Raises InventoryError with every problem that was found, each with its file and line where one is known.
     """
     index = _index(inventory, extra)
@@ -33,7 +34,7 @@ def load_fleet(inventory: Path, extra: Sequence[Path] = ()) -> Fleet:
     sources = tuple(path.resolve() for path in (inventory, *extra))
     try:
         raw = ansible_api.read(
-            sources, {**schema.constants, **schema.defaults, "stack": _versions(stack)}, DEFAULTS_ASKED
+            sources, {**schema.constants, **schema.defaults, "stack": _versions(stack)}, {*DEFAULTS_ASKED, *asked}
         )
     except ansible_api.SourceError as error:
         raise InventoryError([*problems, _unreadable(inventory, str(error))]) from error

@@ -38,7 +38,7 @@ def _dataclass(value: object, wanted: Any, where: str) -> Any:  # noqa: ANN401
         inner = f"{where}.{field.name}" if where else field.name
         if field.name in entries:
             given[field.name] = decode(entries[field.name], hints[field.name], inner)
-        elif field.default is MISSING:
+        elif field.default is MISSING and field.default_factory is MISSING:
             raise DoesNotFitError(f"{inner} is missing")
     return wanted(**given)
 

@@ -18,7 +18,6 @@ from ansible.module_utils.provision_driver import (
     fetch_key,
     is_nouveau_busy,
     is_nvidias,
-    is_secure_boot,
     loaded_module,
     loaded_version,
     number,
@@ -26,6 +25,7 @@ from ansible.module_utils.provision_driver import (
     told_apart,
 )
 from ansible.module_utils.provision_host import Change, HostError, absent_change, converge, file_change, read_text, run
+from ansible.module_utils.provision_look import is_secure_boot
 from ansible.module_utils.provision_transient import after
 
 DOCUMENTATION = r"""

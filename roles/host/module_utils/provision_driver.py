@@ -8,7 +8,6 @@ import os
 import re
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import NamedTuple, Sequence
 
 from ansible.module_utils.provision_host import HostError, read_text, run
@@ -76,16 +75,10 @@ def is_nouveau_busy() -> bool:
     return holders is not None and holders.strip() not in ("", "0") and not loaded_version()
 
 
-def is_secure_boot() -> bool:
-    """Whether the firmware lets only signed modules in; False where it cannot be read."""
-    for variable in Path("/sys/firmware/efi/efivars").glob("SecureBoot-*"):
-        return variable.read_bytes()[-1:] == b"\x01"
-    return False
-
-
-def query_gpus(fields: Sequence[str]) -> list[dict[str, str]]:
+def query_gpus(fields: Sequence[str], timeout_s: float | None = None) -> list[dict[str, str]]:
     """One row per GPU with these fields of `nvidia-smi --query-gpu`, values without units; none without a driver."""
-    asked = run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], check=False)
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    asked = run(command, check=False, timeout_s=timeout_s)
     if asked.rc == 127:
         return []
     rows = [[value.strip() for value in line.split(",")] for line in asked.out.splitlines()]

@@ -34,7 +34,7 @@ def objections(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[
         known = ", ".join(sorted(profiles))
         yield Objection("hardware", f"hardware_profile {name} is not known.", f"Known are {known}.")
     elif name:
-        yield from of_hardware(name, profiles, [(device["class"], device["device"]) for device in facts["nvidia"]])
+        yield from of_hardware(name, profiles, [(device["kind"], device["device"]) for device in facts["nvidia"]])
         if wanted["check_memory"]:
             yield from of_memory(name, facts["memory"], profiles[name]["min_memory_gib"])
     if facts["secure_boot"] and not wanted["allow_secure_boot"] and not facts["driver_loaded"]:

@@ -45,7 +45,7 @@ def pci_devices(vendor: str = NVIDIA, root: str = "/sys/bus/pci/devices") -> lis
             (read_text(str(device / file)) or "").strip() for file in ("vendor", "class", "device", "numa_node")
         )
         if made_by == vendor:
-            found.append({"address": device.name, "class": kind, "device": name, "numa": node or "-1"})
+            found.append({"address": device.name, "kind": kind, "device": name, "numa": node or "-1"})
     return found
 
 
@@ -68,7 +68,7 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def secure_boot() -> bool:
+def is_secure_boot() -> bool:
     """Whether the firmware lets only signed modules in; False where it cannot be read."""
     for variable in Path("/sys/firmware/efi/efivars").glob("SecureBoot-*"):
         return variable.read_bytes()[-1:] == b"\x01"
@@ -82,7 +82,7 @@ def base(paths: Iterable[str]) -> dict[str, Any]:
         "free": {path: free_bytes(path) for path in paths},
         "memory": memory_bytes(),
         "nvidia": pci_devices(),
-        "secure_boot": secure_boot(),
+        "secure_boot": is_secure_boot(),
         "nouveau": Path("/sys/module/nouveau").is_dir(),
         "driver_loaded": Path("/proc/driver/nvidia/version").exists(),
         "bootstrapped": any(Path(ENVIRONMENTS).glob("*")),

@@ -19,7 +19,7 @@ FACTS = {
     "system": SYSTEM,
     "free": {"/opt": 2**40},
     "memory": 2**41,
-    "nvidia": [{"class": kind, "device": device} for kind, device in H20],
+    "nvidia": [{"kind": kind, "device": device} for kind, device in H20],
     "secure_boot": False,
     "nouveau": True,
     "driver_loaded": False,
@@ -77,7 +77,7 @@ def test_devices_are_read_from_the_bus(tmp_path):
         for name, value in {"vendor": vendor, "class": kind, "device": "0x2329", "numa_node": "1"}.items():
             (folder / name).write_text(f"{value}\n")
     found = look.pci_devices(root=str(tmp_path))
-    assert found == [{"address": "0", "class": "0x030200", "device": "0x2329", "numa": "1"}]
+    assert found == [{"address": "0", "kind": "0x030200", "device": "0x2329", "numa": "1"}]
     assert look.pci_devices(root=str(tmp_path / "none")) == []
 
 

@@ -1,0 +1,1 @@
+"""What `provision preflight` runs on a host: it looks, and changes nothing."""
