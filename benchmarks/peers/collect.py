@@ -104,7 +104,7 @@ class Managed:
         for path in ("/etc/sysctl.d/90-provision.conf", "/etc/tmpfiles.d/90-provision.conf"):
             self.path(path)
 
-    def swap_file(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+    def swap_area(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
         """The swap file."""
         if int(params["size"]):
             self.all["swap"] = {"path": params["path"], "size": os.stat(params["path"]).st_size}

@@ -28,7 +28,7 @@ ALL = (
         "sha256sum /etc/security/limits.d/90-provision.conf",
     ),
     Drift("a file's mode", "host", "chmod 0755 /etc/provision/secrets", "stat --format=%a /etc/provision/secrets"),
-    Drift("swap", "swap", "swapoff /swapfile", "swapon --show=NAME --noheadings"),
+    Drift("swap", "swap", "swapoff /data/swapfile", "swapon --show=NAME --noheadings"),
     Drift("a hold", "driver", "apt-mark unhold nvidia-open >/dev/null", "apt-mark showhold nvidia-open"),
     Drift(
         "a unit",

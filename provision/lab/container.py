@@ -104,7 +104,11 @@ def power_on(host: LabHost) -> None:
 
 def nspawn(spec: Spec, directory: Path) -> list[str]:
     """The command that boots the host from `directory/root` and lasts until it halts or asks for a reboot."""
-    binds = [f"--bind={directory}/hw:/.lab/hw", f"--bind={directory}/fs:/.lab/fs"]
+    binds = [
+        f"--bind={directory}/hw:/.lab/hw",
+        f"--bind={directory}/fs:/.lab/fs",
+        f"--bind={directory}/disk/data:/data",
+    ]
     binds += [f"--bind{'' if each.writable else '-ro'}={each.source}:{each.target}" for each in spec.binds]
     # The limits that PID 1 of a Debian server starts with, whatever this machine's own were raised or cut to.
     limits = [

@@ -32,6 +32,7 @@ def mount(image: Path, base: Path, disk: Path, root: Path) -> None:
     disk.mkdir(exist_ok=True)
     root.mkdir(exist_ok=True)
     process.call(["mount", "-o", "loop,discard,noatime", str(image), str(disk)])
+    (disk / "data").mkdir(exist_ok=True)  # the host's /data: ext4 itself, which can hold swap as no overlay can
     upper, work = disk / "upper", disk / "work"
     # A volatile overlay refuses the work directory of an earlier one; and it spares the machine every sync in a host,
     # which only a crash of the machine itself would miss.

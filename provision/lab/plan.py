@@ -85,6 +85,9 @@ def _rehearsed(fleet: Fleet, host: Host) -> dict[str, object]:
         "vllm_pipeline_parallel_size": 1,
         "vllm_args": arguments,
         **({"swap_size": "64M"} if host.variables.get("swap_size") else {}),
+        "swap_mode": "file",  # simulated hosts have no partitions, and their root is an overlay
+        "swap_path": "/data/swapfile",
+        "host_ntp_servers": [],
     }
 
 

@@ -29,7 +29,8 @@ INVENTORY = {
     "host_vars/node-1.yml": "swap_size: 64M\ngpu_locked_clocks: { 3: 1830 }\ngpu_power_limit: { 1: 450 }\n"
     # Without a compiler, which is unpacked for longer than all else takes.
     "host_packages: [ca-certificates, numactl, pciutils]\n"
-    "cuda_toolkit: true\ncuda_nccl: true\n",
+    "cuda_toolkit: true\ncuda_nccl: true\n"
+    "host_hugepages: { 2M: 16 }\nhost_kernel_parameters: [nmi_watchdog=0]\n",
 }
 
 RECEIPTS = "import glob, json; print(json.dumps([json.load(open(path)) for path in glob.glob('/var/lib/provision/receipts/*.json')]))"

@@ -37,6 +37,6 @@ def test_every_point(
 
 
 def test_a_change_of_what_roles_share_touches_all_stages() -> None:
-    assert stages_of(["roles/swap/library/swap_file.py", "docs/lab.md"]) == {"swap"}
+    assert stages_of(["roles/swap/library/swap_area.py", "docs/lab.md"]) == {"swap"}
     assert stages_of(["playbooks/stages/gpu.yml"]) == {"gpu"}
     assert stages_of(["roles/swap/tasks/main.yml", "roles/host/module_utils/provision_host.py"]) is None

@@ -117,7 +117,7 @@ DRIFTS = {
     "a unit": ("node-2", "systemctl stop nvidia-persistenced.service", "driver", "nvidia-persistenced"),
     "a file": ("node-1", "rm /etc/security/limits.d/*provision*", "host", "limits"),
     "a GPU's clock": ("node-2", "nvidia-smi -i 3 -lgc 1500", "gpu", "1830"),
-    "swap": ("node-1", "swapoff /swapfile", "swap", "swap"),
+    "swap": ("node-1", "swapoff /data/swapfile", "swap", "swap"),
     "a shard": (
         "node-2",
         "cd /data/models/*/*/ && printf x | dd of=$(ls *.safetensors | head -n 1) bs=1 seek=9000 conv=notrunc status=none",

@@ -176,11 +176,11 @@ def test_another_resource_that_moved_is_refused(planned: Planned, drifted: None)
 
 
 def test_what_somebody_has_set_right_is_refused_unless_all_of_it(planned: Planned, drifted: None) -> None:
-    planned.site.sh("node-2", "swapoff /swapfile")
+    planned.site.sh("node-2", "swapoff /data/swapfile")
     planned.plan()
     planned.site.sh("node-1", "sysctl -w vm.swappiness=1")
     planned.refused("node-1", "host stands now")
-    planned.site.sh("node-2", "swapon /swapfile")
+    planned.site.sh("node-2", "swapon /data/swapfile")
     assert "nothing left to do" in planned.apply().out
 
 

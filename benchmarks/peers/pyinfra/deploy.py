@@ -111,7 +111,7 @@ def swap():
         command = f"swapoff {path} 2>/dev/null; fallocate --length {size} {path} && chmod 0600 {path} && mkswap {path}"
         server.shell(name="Make the swap file", commands=command)
     files.file(name="Close the swap file to others", path=path, mode="600")
-    line = f"{path} none swap sw,nofail 0 0"
+    line = f"{path} none swap sw,nofail,x-provision 0 0"
     files.line(name="Enter the swap file in fstab", path="/etc/fstab", line=rf"^{path}\s.*$", replace=line)
     if path not in said("swapon --show=NAME --noheadings"):
         server.shell(name="Turn swap on", commands=f"swapon {path}")

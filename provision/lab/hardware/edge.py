@@ -57,6 +57,24 @@ ExecStart=-/usr/sbin/swapon --all
     ),
 }
 
+# Daemons whose work is the machine's, not a host's: interrupts and the clock. Their packages and units are the real
+# ones, what they start is not; but chronyd is, and takes its own clock for true: it sets nothing and asks nobody.
+DROP_INS = {
+    "irqbalance.service": "[Unit]\nConditionVirtualization=\n[Service]\nExecStart=\nExecStart=/bin/sleep infinity\n",
+    "systemd-timesyncd.service": "[Unit]\nConditionVirtualization=\n[Service]\nType=exec\nWatchdogSec=0\n"
+    "AmbientCapabilities=\nExecStart=\nExecStartPre=/bin/touch /run/systemd/timesync/synchronized\n"
+    "ExecStart=/bin/sleep infinity\n",
+    "chrony.service": "[Unit]\nConditionCapability=\n"
+    f"[Service]\nExecStart=\nExecStart=!/usr/sbin/chronyd -x -f /{HOME}/chrony.conf\n",
+}
+CHRONY_CONF = "local stratum 8\npidfile /run/chrony/chronyd.pid\nbindcmdaddress /run/chrony/chronyd.sock\ncmdport 0\n"
+GRUB_DEFAULT = """\
+GRUB_DEFAULT=0
+GRUB_TIMEOUT=5
+GRUB_CMDLINE_LINUX_DEFAULT="quiet"
+GRUB_CMDLINE_LINUX=""
+"""
+
 
 def programs() -> list[Path]:
     """The files that the programs inside a host are made of."""
@@ -72,11 +90,30 @@ def install(root: Path) -> None:
         (units / f"{target}.wants").mkdir(parents=True, exist_ok=True)
         (units / name).write_text(text, encoding="utf-8")
         (units / f"{target}.wants" / name).symlink_to(f"../{name}")
+    for name, text in DROP_INS.items():
+        _write(root / f"usr/lib/systemd/system/{name}.d/lab.conf", text)
+    _write(home / "chrony.conf", CHRONY_CONF)
     for command, program in STAND_INS.items():
         _stand_before(root, command, program)
+    _boot_loader(root)
     if (root / "usr/bin/python3").exists():
         arguments = ["-q", "--invalidation-mode", "unchecked-hash", f"/{HOME}"]
         subprocess.run(["chroot", str(root), "/usr/bin/python3", "-m", "compileall", *arguments], check=True)
+        subprocess.run(["chroot", str(root), "/usr/sbin/update-grub"], check=True, capture_output=True)
+
+
+def _boot_loader(root: Path) -> None:
+    """What an installer leaves of GRUB: its sources, what was made of them, and the command that does."""
+    _write(root / "etc/default/grub", GRUB_DEFAULT)
+    (root / "etc/default/grub.d").mkdir(exist_ok=True)
+    command = root / "usr/sbin/update-grub"
+    _write(command, f'#!/bin/sh\n{START} grub update-grub "$@"\n')
+    command.chmod(0o755)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def copy_programs(home: Path) -> None:

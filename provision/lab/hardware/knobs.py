@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 THP = "sys/kernel/mm/transparent_hugepage"
+HUGE_PAGES = "sys/kernel/mm/hugepages"
+HUGE_PAGE_KIB = {"2M": 2048, "1G": 1048576}
 GOVERNORS = ("performance", "powersave")  # of intel_pstate, which drives the CPUs of these servers
 _LONG = 2**63 - 1
 
@@ -97,6 +99,9 @@ SYSCTLS: dict[str, Knob] = {
     "fs/protected_regular": _number(0, 2, 0),
     "fs/protected_symlinks": _number(0, 1, 0),
     "fs/suid_dumpable": _number(0, 2, 0),
+    # The rest of net/ is the host's own; these are the machine's, and cannot be written in a host.
+    "net/core/rmem_max": _number(256, 2**31 - 1, 212992),
+    "net/core/wmem_max": _number(4608, 2**31 - 1, 212992),
 }
 
 # These print every word they know, the chosen one in brackets.
@@ -119,6 +124,15 @@ def sysctls(machine: Path = Path("/proc/sys")) -> dict[str, Knob]:
             text = file.read_text(encoding="utf-8").strip() if mode & 0o444 else "0"
             found[name] = _like(text, mode)
     return found
+
+
+def huge_pages(memory_gib: int) -> dict[str, Knob]:
+    """How many huge pages are set aside, by path below the root; the kernel takes as many as there is memory for."""
+
+    def accept(kib: int) -> Callable[[str], str]:
+        return lambda text: str(min(int(text.strip(), 0), memory_gib * 2**20 // kib))
+
+    return {f"{HUGE_PAGES}/hugepages-{kib}kB/nr_hugepages": Knob("0", accept(kib)) for kib in HUGE_PAGE_KIB.values()}
 
 
 def transparent_huge_pages() -> dict[str, Knob]:

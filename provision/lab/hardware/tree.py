@@ -12,6 +12,7 @@ from functools import cache
 from provision.lab.hardware import knobs, nvidia_proc, pci, rdma, state
 from provision.lab.hardware.nodes import Directory, Hardware, Link, Node, Setting
 
+_MEMORY_GIB = 64  # of a server without cards
 _WIDE = 10_000_000  # KiB; the kernel leaves out a tab after wider numbers
 
 
@@ -21,6 +22,7 @@ def build(hardware: Hardware) -> Directory:
     for path, setting in _knobs(hardware).items():
         _put(tree, path, setting)
     _put(tree, "proc/swaps", _swaps(hardware))
+    _put(tree, "proc/cmdline", f"{hardware.get('command_line', '')}\n")
     _put(tree, "proc/driver", nvidia_proc.driver_directory(hardware))
     _put(tree, "sys/module", _modules(hardware))
     _put(tree, "sys/bus/pci", pci.bus(hardware))
@@ -61,6 +63,12 @@ def _knobs(hardware: Hardware) -> Directory:
     for path, knob in _known_knobs().items():
         value = hardware["knobs"].get(path, knob.default)
         files[path] = Setting(f"{value}\n", _setter("knobs", path, knob.accept), knob.mode)
+    for path, knob in knobs.huge_pages(hardware["profile"].get("min_memory_gib", _MEMORY_GIB)).items():
+        value = hardware["knobs"].get(path, knob.default)
+        folder = path.rpartition("/")[0]
+        files[path] = Setting(f"{value}\n", _setter("knobs", path, knob.accept))
+        files |= {f"{folder}/{name}_hugepages": "0\n" for name in ("resv", "surplus", "nr_overcommit")}
+        files[f"{folder}/free_hugepages"] = f"{value}\n"
     for path, (words, knob) in knobs.CHOICES.items():
         chosen = hardware["knobs"].get(path, knob.default)
         text = " ".join(f"[{word}]" if word == chosen else word for word in words.split())

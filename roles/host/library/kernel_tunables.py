@@ -121,6 +121,11 @@ def put(path: Path, name: str, value: str) -> None:
         path.write_text(value + "\n", encoding="ascii")
     except OSError as error:
         raise HostError(f"The kernel does not take {value!r} for {name}: {error.strerror}.") from None
+    if live(path) != value:
+        raise HostError(
+            f"The kernel took {value!r} for {name} and made {live(path)!r} of it. Say that in the inventory, if it is "
+            "what is meant, or another value."
+        )
 
 
 def live_changes(values: dict[str, str], find: Callable[[str], Path]) -> Iterator[Change]:

@@ -7,6 +7,7 @@ import os
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_boot_line import reboot_reason as kernel_reason
 from ansible.module_utils.provision_driver import (
     KernelModule,
     LibraryMismatchError,
@@ -42,10 +43,9 @@ options:
     choices: [open, proprietary]
     default: open
   kernel_parameters:
-    description: Words that the kernel's command line must have.
+    description: Words that the kernel's command line must have; none of ours besides. Not looked at where left out.
     type: list
     elements: str
-    default: []
   gpu_modes:
     description: Modes of all GPUs by name, C(ecc) and C(mig), each wanted on or off.
     type: dict
@@ -125,10 +125,9 @@ def driver_reasons(wanted: dict[str, Any]) -> Iterator[str]:
 
 def other_reasons(wanted: dict[str, Any], check_mode: bool) -> Iterator[str]:
     """What runs otherwise than wanted, though the host can work so."""
-    running = (read_text("/proc/cmdline") or "").split()
-    missing = [word for word in wanted["kernel_parameters"] if word not in running]
-    if missing:
-        yield f"the kernel was started without {' '.join(missing)}"
+    of_kernel = "" if wanted["kernel_parameters"] is None else kernel_reason(wanted["kernel_parameters"])
+    if of_kernel:
+        yield of_kernel
     if wanted["gpu_modes"]:
         yield from gpu_reasons(wanted["gpu_modes"], check_mode)
     if wanted["packages"] and os.path.exists(ASKED):
@@ -205,11 +204,10 @@ def verify(before: str, reasons: list[str]) -> None:
 
 
 def main() -> None:
-    names = {"type": "list", "elements": "str", "default": []}
     spec = {
         "driver": {"type": "str", "default": ""},
         "kernel_modules": {"type": "str", "choices": ["open", "proprietary"], "default": "open"},
-        "kernel_parameters": names,
+        "kernel_parameters": {"type": "list", "elements": "str"},
         "gpu_modes": {"type": "dict", "default": {}},
         "packages": {"type": "bool", "default": False},
         "allowed": {"type": "bool", "default": False},

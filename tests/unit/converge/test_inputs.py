@@ -149,7 +149,7 @@ def test_a_value_known_only_on_the_host_counts_with_every_file(inventory: Path) 
 
 def test_code_counts_for_all(inventory: Path, tree: Path) -> None:
     before = of(inventory)
-    with (tree / "roles/swap/library/swap_file.py").open("a") as module:
+    with (tree / "roles/swap/library/swap_area.py").open("a") as module:
         module.write("\n")
     inputs._code.cache_clear()
     assert moved(before, of(inventory), "h800-01") == set(STAGES)

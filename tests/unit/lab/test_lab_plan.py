@@ -60,4 +60,7 @@ def test_a_real_inventory_is_made_small(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "vllm_pipeline_parallel_size": 1,
         "vllm_args": {"max-model-len": 512, "max-num-seqs": 8, "enable-expert-parallel": True},
         "swap_size": "64M",
+        "swap_mode": "file",
+        "swap_path": "/data/swapfile",
+        "host_ntp_servers": [],
     }

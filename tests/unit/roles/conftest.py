@@ -1,4 +1,4 @@
-"""Roles' modules as they are, without Ansible around them: `role_module("swap", "swap_file")`."""
+"""Roles' modules as they are, without Ansible around them: `role_module("swap", "swap_area")`."""
 
 import importlib.util
 import sys

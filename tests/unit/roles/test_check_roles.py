@@ -35,7 +35,7 @@ def test_the_roles_as_they_are_pass(script):
 @pytest.mark.parametrize(
     "task",
     [
-        "swap_file: {path: /swap, size: 1}",
+        "swap_area: {path: /swap, size: 1}",
         "ansible.builtin.assert: {that: true}\n  when: x\n  vars: {a: b}",
         "block: [{text_files: {}}]\n  rescue: [{ansible.builtin.fail: {msg: No.}}]",
     ],

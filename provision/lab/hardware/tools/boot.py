@@ -10,15 +10,18 @@ import devices
 import state
 
 FILES = "/.lab/fs"
+GRUB_CFG = "/boot/grub/grub.cfg"
 BIND, REMOUNT, READ_ONLY, RECURSIVE = 4096, 32, 1, 16384
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(_version: str, _arguments: list[str]) -> int:
-    for directory in ("proc/sys/vm", "proc/driver", "sys/kernel/mm/transparent_hugepage"):
+    command_line()
+    for directory in ("proc/sys/vm", "proc/driver", "sys/kernel/mm/transparent_hugepage", "sys/kernel/mm/hugepages"):
         bind(directory)
-    bind("proc/swaps")
-    for directory in ("proc/sys/kernel", "proc/sys/fs", "proc/sys/fs/inotify"):
+    for file in ("proc/swaps", "proc/cmdline"):
+        bind(file)
+    for directory in ("proc/sys/kernel", "proc/sys/fs", "proc/sys/fs/inotify", "proc/sys/net/core"):
         for name in os.listdir(f"{FILES}/{directory}"):
             if os.path.isfile(f"{FILES}/{directory}/{name}"):
                 bind(f"{directory}/{name}")
@@ -46,6 +49,23 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     texts = [text.encode() if text else None for text in (source, target, kind, data)]
     if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]):
         raise OSError(ctypes.get_errno(), f"cannot mount {source or ''} at {target}")
+
+
+def command_line() -> None:
+    """What GRUB would start the kernel with: its first entry; and the huge pages that this asks for."""
+    text = ""
+    if os.path.exists(GRUB_CFG):
+        with open(GRUB_CFG, encoding="utf-8") as file:
+            text = next(iter(re.findall(r"^\s*linux\s+(.*)$", file.read(), re.MULTILINE)), "")
+    with state.Change() as hardware:
+        hardware["command_line"] = f"BOOT_IMAGE={text}"
+        size = "2048"
+        for word in text.split():
+            name, _, value = word.partition("=")
+            if name == "hugepagesz":
+                size = str(int(value[:-1]) * {"M": 1024, "G": 1048576}[value[-1]])
+            elif name == "hugepages":
+                hardware["knobs"][f"sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages"] = value
 
 
 def modules() -> None:

@@ -47,7 +47,8 @@ def test_install_writes_programs_units_and_diversions(tmp_path):
     assert "/sbin/modprobe\n/sbin/modprobe.real\n:\n" in (tmp_path / "var/lib/dpkg/diversions").read_text()
     wanted = tmp_path / "usr/lib/systemd/system/sysinit.target.wants/lab-kernel.service"
     assert "run.py boot kernel" in wanted.read_text()
-    assert {file.name for file in (tmp_path / edge.HOME).iterdir()} == {file.name for file in edge.programs()}
+    there = {file.name for file in (tmp_path / edge.HOME).iterdir()}
+    assert there == {"chrony.conf", *(file.name for file in edge.programs())}
 
 
 def test_fingerprint_is_stable():

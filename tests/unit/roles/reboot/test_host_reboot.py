@@ -1,6 +1,7 @@
 """A reboot: decided from what runs, foretold in the words in which it is done, verified afterwards."""
 
 import pytest
+from ansible.module_utils import provision_boot_line
 from ansible.module_utils.provision_driver import KernelModule, LibraryMismatchError
 from ansible.module_utils.provision_host import HostError
 
@@ -17,7 +18,10 @@ OLD = "driver 580.95.05 is loaded, 580.126.20 is wanted"
 def reboot(role_module, monkeypatch, tmp_path):
     module = role_module("reboot", "host_reboot")
     module.loaded, module.built, module.rows, module.waiting = OPEN, OPEN, [], []
-    module.files = {"/proc/cmdline": "BOOT_IMAGE=/vmlinuz quiet iommu=pt\n", module.BOOT_ID: "boot-2\n"}
+    module.files = {module.BOOT_ID: "boot-2\n"}
+    (tmp_path / "cmdline").write_text("BOOT_IMAGE=/vmlinuz quiet iommu=pt\n")
+    monkeypatch.setattr(provision_boot_line, "CMDLINE", str(tmp_path / "cmdline"))
+    monkeypatch.setattr(provision_boot_line, "DROP_IN", str(tmp_path / "90-provision.cfg"))
     monkeypatch.setattr(module, "loaded_module", lambda: module.loaded)
     monkeypatch.setattr(module, "built_module", lambda kernel: module.built)
     monkeypatch.setattr(module, "next_kernel", lambda: "6.1.0-31-amd64")
@@ -131,3 +135,9 @@ def test_a_reboot_is_verified(reboot):
     reboot.loaded = KernelModule("580.95.05", "open")
     with pytest.raises(HostError, match=rf"boot id boot-1 became boot-2\), and still {OLD}"):
         told(reboot, after="boot-1")
+
+
+def test_a_kernel_parameter_that_was_taken_out_counts_until_the_reboot(reboot, tmp_path):
+    (tmp_path / "90-provision.cfg").write_text('GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX iommu=pt"\n')
+    assert told(reboot, kernel_parameters=["iommu=pt"]) == told(reboot, kernel_parameters=None) == []
+    assert told(reboot) == ["Rebooted: the kernel was started with iommu=pt, not asked for any more."]
