@@ -36,6 +36,11 @@ CHANGED_BY_HAND = {
         "dpkg --remove libnccl-dev",
         ["Installed libnccl-dev.", "Held the packages of nccl against upgrades."],
     ),
+    "a component": (
+        "node-1",
+        "dpkg --remove --force-depends cuda-nvcc-13-0",
+        ["Installed cuda-nvcc-13-0.", "Held the packages of cuda-toolkit against upgrades."],
+    ),
     "a version": (
         "node-2",
         "apt-get install -qq -y --allow-downgrades --allow-change-held-packages cuda-toolkit-13-0=13.0.2-1",

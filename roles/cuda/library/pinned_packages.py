@@ -6,7 +6,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_apt import Package, hold_changes, install, installed, lost_dependencies, satisfies
@@ -134,12 +134,17 @@ def plan_retired(one: dict[str, Any]) -> Iterator[Change]:
     yield from absent_change(pin_of(one["name"]))
 
 
-def plan_packages(wanted: dict[str, str], source: str, lock_timeout_s: int) -> Iterator[Change]:
-    """One transaction for all that is missing or of another version."""
+def missing_packages(wanted: dict[str, str]) -> dict[str, str]:
+    """What is absent, half done or of another version: of the packages, and of what they need."""
     present = installed()
-    asked = {**wanted, **{name: wanted.get(name, "") for name in lost_dependencies(wanted, present)}}
-    missing = {name: version for name, version in asked.items() if not satisfies(present.get(name), version)}
+    asked = {**dict.fromkeys(lost_dependencies(wanted, present), ""), **wanted}
+    return {name: version for name, version in asked.items() if not satisfies(present.get(name), version)}
+
+
+def plan_packages(missing: dict[str, str], source: str, lock_timeout_s: int) -> Iterator[Change]:
+    """One transaction for all that is missing."""
     if missing:
+        present = installed()
         before = {name: present[name].version if name in present else "absent" for name in missing}
         yield Change(
             sentence(missing, present),
@@ -168,10 +173,10 @@ def install_from(source: str, missing: dict[str, str], lock_timeout_s: int) -> N
     install(missing, lock_timeout_s, UNIT, ("--allow-downgrades", "--allow-change-held-packages"))
 
 
-def plan_holds(one: dict[str, Any], fresh: set[str]) -> Iterator[Change]:
+def plan_holds(one: dict[str, Any], fresh: Iterable[str]) -> Iterator[Change]:
     """Hold a set. What was just installed counts as free, whatever apt made of a hold: both modes say the same."""
     named = set(versions(one))
-    present = {**installed(), **{name: Package("", held=False) for name in fresh & named}}
+    present = {**installed(), **{name: Package("", held=False) for name in fresh}}
     yield from _holds(one["name"], [name for name in members(one, present, named) if not present[name].held], held=True)
 
 
@@ -193,12 +198,11 @@ def plan(sets: list[dict[str, Any]], source: str, lock_timeout_s: int) -> Iterat
             yield from file_change(pin_of(one["name"]), pin_text(own))
         else:
             yield from plan_retired(one)
-    before = installed()
-    fresh = {name for name, version in wanted.items() if not satisfies(before.get(name), version)}
-    yield from plan_packages(wanted, source, lock_timeout_s)
+    missing = missing_packages(wanted)
+    yield from plan_packages(missing, source, lock_timeout_s)
     for one in sets:
         if one["packages"]:
-            yield from plan_holds(one, fresh)
+            yield from plan_holds(one, missing)
 
 
 def main() -> None:

@@ -84,8 +84,9 @@ def test_what_was_changed_by_hand_is_named_and_nothing_else(pinned, name, change
 
 def test_a_component_removed_by_force_is_brought_back(pinned):
     del pinned.packages["cuda-nvcc-13-0"]
-    change = planned(pinned)[0]
+    change, hold = planned(pinned)
     assert (change.action, change.after) == ("Installed cuda-nvcc-13-0.", "cuda-nvcc-13-0: installed\n")
+    assert hold.action == "Held the packages of cuda-toolkit against upgrades."  # foretold, too: it is back without one
 
 
 def test_a_driver_is_no_part_of_the_toolkit(pinned):
