@@ -183,10 +183,8 @@ def _named(cards: list[Gpu]) -> str:
 def nvlink(seen: Seen) -> Iterator[Finding]:
     """Whether every NVLink of every GPU is up."""
     wanted = int(seen.profile["gpus"].get("nvlinks", 0)) if seen.profile else 0
-    links, expected = (
-        seen.facts.nvidia.links,
-        max(wanted, *(each.up + each.down for each in seen.facts.nvidia.links), 0),
-    )
+    links = seen.facts.nvidia.links
+    expected = max([wanted, *(each.up + each.down for each in links)])
     short = [f"GPU {index} has {each.up} of {expected}" for index, each in enumerate(links) if each.up < expected]
     if not links:
         return
