@@ -15,9 +15,9 @@ SETTINGS = (
     "preflight_supported_os", "preflight_min_free_disk", "preflight_reserve_disk", "preflight_check_memory",
     "preflight_max_clock_skew", "preflight_allow_secure_boot", "site_ca_certificates", "site_http_proxy",
     "site_https_proxy", "site_no_proxy", "site_apt_sources", "site_python_index_url", "site_python_extra_index_urls",
-    "site_python_find_links", "swap_size", "swap_path", "driver_version", "driver_repository_url",
+    "site_python_find_links", "swap_mode", "swap_size", "swap_path", "driver_version", "driver_repository_url",
     "driver_repository_suite", "driver_kernel_headers", "driver_kernel_modules", "reboot_allowed",
-    "host_apt_lock_timeout",
+    "host_apt_lock_timeout", "host_time_sync",
     "weights_repo", "weights_revision", "weights_dir", "weights_endpoint", "weights_token", "weights_exclude",
     "ray_ports", "ray_interface", "vllm_port", "lab",
 )  # fmt: skip
@@ -52,7 +52,7 @@ def paths(host: Host) -> dict[str, str]:
 
 def wanted_swap(host: Host) -> int:
     """The size of the swap file, 0 for none."""
-    return size_of(host.setting("swap_size"))
+    return size_of(host.setting("swap_size")) if host.setting("swap_mode") == "file" else 0
 
 
 def size_of(text: object) -> int:

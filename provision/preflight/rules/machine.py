@@ -74,7 +74,9 @@ def time_sync(seen: Seen) -> Iterator[Finding]:
         yield warning(
             "time",
             "nobody keeps its clock: no time service runs.",
-            "Install and start one there: apt-get install chrony",
+            "A bootstrap installs chrony (stage host)."
+            if seen.host.setting("host_time_sync")
+            else "Install and start one there: apt-get install chrony",
         )
     else:
         yield ok("time", f"synchronised{f' by {machine.time_service}' if machine.time_service else ''}")

@@ -47,6 +47,7 @@ def test_paths_and_room(fleet, make_fleet) -> None:
     }  # fmt: skip
     assert asked(fleet, "n1")["free_at"] == ["/opt", "/var"]
     assert "swap" not in asked(make_fleet(""), "n1")["paths"]
+    assert "swap" not in asked(make_fleet("swap_size: 4G\nswap_mode: partition\nswap_path: /dev/x\n"), "n1")["paths"]
     assert fitness_wanted(fleet.hosts["n1"])["min_free_disk"] == {"/opt": 25 * 2**30, "/var": 10 * 2**30}
 
 
