@@ -157,8 +157,8 @@ KEYRING = "/etc/apt/keyrings/provision-nvidia.asc"
 PREFERENCES = "/etc/apt/preferences.d/provision-nvidia"
 SOURCES = "/etc/apt/sources.list.d/provision-nvidia.sources"
 UNIT = "provision-driver"
-# Up and down, past the holds that are ours, and with what the new version replaces going away.
-OPTIONS = ("--allow-downgrades", "--allow-change-held-packages")
+# Up and down, past the holds that are ours. What goes takes its settings along: a pin is one, and would go on working.
+OPTIONS = ("--allow-downgrades", "--allow-change-held-packages", "--purge")
 PINNING = "nvidia-driver-pinning-"
 # Packages that bring one flavour of the kernel modules, or ask for it, in NVIDIA's repositories for Debian and Ubuntu.
 FLAVOURS = {

@@ -22,8 +22,9 @@ class UnitError(HostError):
     """A unit ended with something other than 0; `told` is the end of its journal."""
 
     def __init__(self, unit: str, told: str) -> None:
+        last = "\n".join(told.splitlines()[-15:])
         super().__init__(
-            f"{unit}.service failed. Its journal ends with:\n{told}\nSee more on the host with: journalctl -u {unit}"
+            f"{unit}.service failed. Its journal ends with:\n{last}\nSee more on the host with: journalctl -u {unit}"
         )
         self.told = told
 
@@ -68,7 +69,7 @@ def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str =
     try:
         if run(argv, check=False).rc != 0:
             run(["journalctl", "--sync"], check=False)  # the last lines, which say why, are the last to be written
-            told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "15", "-o", "cat"], check=False)
+            told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "60", "-o", "cat"], check=False)
             raise UnitError(unit, told.out.strip())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -109,14 +109,23 @@ def test_who_holds_the_lock_is_named(monkeypatch, said):
         provision_apt.install({"a": ""}, 3, "provision-packages")
 
 
-def test_what_apt_said_last_is_quoted():
-    told = (
-        "Reading lists...\nE: Unable to locate package x\nprovision-driver.service: Failed with result 'exit-code'.\n"
-    )
+@pytest.mark.parametrize(
+    ("said", "quoted"),
+    [
+        ("Reading lists...\nE: Unable to locate package x", "E: Unable to locate package x"),
+        ("Reading lists...\nKilled", "Reading lists... Killed"),
+        (
+            "Setting up x\nError! Bad return status for module build\ndpkg: error processing package x (--configure):\n"
+            " x depends on y\nError! Bad return status for module build\nE: Sub-process dpkg returned an error code (1)",
+            "Error! Bad return status for module build dpkg: error processing package x (--configure): "
+            "E: Sub-process dpkg returned an error code (1)",
+        ),
+    ],
+)
+def test_what_went_wrong_is_quoted(said, quoted):
+    told = f"{said}\nprovision-driver.service: Failed with result 'exit-code'.\n"
     sentence = provision_apt.explain(told, ["x=1"], "provision-driver", 3)
-    assert sentence.startswith(
-        "apt-get install x=1 failed. It said last: Reading lists... E: Unable to locate package x\n"
-    )
+    assert sentence.startswith(f"apt-get install x=1 failed. It said: {quoted}\n")
     assert "journalctl -u provision-driver" in sentence
 
 
