@@ -141,6 +141,24 @@ def _module_build_works(host: LabHost) -> None:
         hardware["faults"].pop("module-build-fails", None)
 
 
+def _gpudirect_off(host: LabHost) -> None:
+    _flavour(host, "nvidia-kernel-dkms", "proprietary")
+
+
+def _gpudirect_on(host: LabHost) -> None:
+    _flavour(host, "nvidia-kernel-open-dkms", "open")
+
+
+def _flavour(host: LabHost, package: str, flavour: str) -> None:
+    """Have the kernel modules of a flavour, by apt, and loaded as after the next boot."""
+    if not _installed(host, package):
+        meta = {"open": "nvidia-open", "proprietary": "cuda-drivers"}[flavour]
+        _apt_install(host, [f"{name}={_loaded(host)}-1" for name in (package, meta)])
+    with state.Change(str(host.state_file)) as hardware:
+        hardware["driver"]["loaded_flavour"] = flavour
+        hardware["modules"] = [name for name in hardware["modules"] if name != "nvidia_peermem"]
+
+
 def _port(host: LabHost, link: str) -> None:
     with state.Change(str(host.state_file)) as hardware:
         ports = list(hardware["rdma"].values())
@@ -240,6 +258,11 @@ FAULTS: dict[str, Fault] = {
         "the driver's packages are upgraded past hold and pin, the old module still loaded",
         _package_upgraded,
         _package_downgraded,
+    ),
+    "gpudirect-off": Fault(
+        "the driver's kernel modules are the proprietary ones, by apt, and nvidia_peermem is not loaded",
+        _gpudirect_off,
+        _gpudirect_on,
     ),
     "ib-link-down": Fault(
         "the second RDMA port loses its link", lambda host: _port(host, "down"), lambda host: _port(host, "up")
