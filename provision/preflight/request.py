@@ -21,7 +21,7 @@ SETTINGS = (
     "weights_repo", "weights_revision", "weights_dir", "weights_endpoint", "weights_token", "weights_exclude",
     "ray_ports", "ray_interface", "vllm_port", "lab",
 )  # fmt: skip
-PYPI, HUB = "", "https://huggingface.co"
+HUB = "https://huggingface.co"
 POWERS = " KMGT"
 HEADS_OWN = ("ray_ports.cluster", "ray_ports.client")
 
@@ -104,8 +104,8 @@ def _repositories(host: Host) -> Iterator[dict[str, Any]]:
         folder = "" if suite == "/" else suite if suite.endswith("/") else f"dists/{suite}/"
         url = f"{base}/{folder}InRelease"
         yield {"use": "driver", "named": "driver_repository_url", "url": url}
-    index = str(host.setting("site_python_index_url") or PYPI)
-    yield {"use": "python", "named": "site_python_index_url", "url": f"{index.rstrip('/')}/uv/"}
+    if index := str(host.setting("site_python_index_url") or ""):
+        yield {"use": "python", "named": "site_python_index_url", "url": f"{index.rstrip('/')}/uv/"}
     for extra in _list(host, "site_python_extra_index_urls"):
         yield {"use": "python extra", "named": "site_python_extra_index_urls", "url": str(extra)}
     for link in _list(host, "site_python_find_links"):

@@ -22,7 +22,7 @@ from ansible.module_utils import basic, provision_host
 HARMLESS = ("none", "reload")  # effects that nobody who is served notices
 LIBRARY = "provision_library"  # the package of the roles' modules, beside this one
 SAID_BY_ALL = {"failed", "changed", "actions", "diff", "effects", "msg", "warnings", "invocation", "rc", "skipped"}
-VOLATILE = {"latency_ms", "tokens", "waited_s", "loaded", "reboot_reason", "pending", "nodes"}
+VOLATILE = {"latency_ms", "tokens", "waited_s", "loaded", "pending", "nodes"}
 
 
 class Look(NamedTuple):
@@ -173,8 +173,6 @@ def _verify(step: dict[str, Any], verdict: Verdict, follow: bool) -> None:
     verdict.changes += _told(name)
     if "latency_ms" in result and "tokens" in result:
         verdict.answer = {"tokens": int(result["tokens"]), "latency_ms": int(result["latency_ms"])}
-    if reason := result.get("reboot_reason"):
-        verdict.changes.append(_reboot(name, str(reason)))
     if not result.get("failed"):
         verdict.facts += [fact for fact in _differing(step.get("facts") or {}, result) if fact not in verdict.facts]
 
@@ -223,20 +221,6 @@ def _run(name: str, step: dict[str, Any], follow: bool, check_mode: bool = True)
         crash = f"{name} could not be {'verified' if check_mode else 'performed'}: {type(error).__name__}: {said}"
         return str(basic.masked(crash, basic.Step.secrets))
     return f"{name} ended without a result."
-
-
-def _reboot(name: str, reason: str) -> dict[str, Any]:
-    """What waits for a reboot does not stand, though no file and no package differs."""
-    action = f"Rebooted: {reason}."
-    return {
-        "module": name,
-        "action": action,
-        "resource": "boot",
-        "before": f"{reason}\n",
-        "after": "",
-        "who": None,
-        "effect": "reboot",
-    }
 
 
 def _differing(sealed: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
