@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import os
+from functools import partial
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
@@ -150,8 +153,15 @@ def plan_text(unit: dict[str, Any]) -> Iterator[Change]:
         yield from file_change(f"{UNIT_DIRECTORY}/{unit['name']}", full_text(unit), effect="reload")
         for path in drop_ins(unit["name"]):
             for change in absent_change(path):
-                change.effect = "reload"
+                change.act, change.effect = partial(remove_drop_in, path), "reload"
                 yield change
+
+
+def remove_drop_in(path: str) -> None:
+    """Remove a file that overrides a unit, and its directory if that holds no other."""
+    remove_file(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(path))
 
 
 def plan_absent(unit: dict[str, Any], systemd: Systemd) -> Iterator[Change]:

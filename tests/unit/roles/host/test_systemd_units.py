@@ -212,6 +212,18 @@ def test_a_written_text_is_read_at_once_and_once(standing, host):
     assert standing.ran == ["systemctl daemon-reload"]
 
 
+def test_what_overrides_a_unit_goes_with_its_directory(standing, host):
+    override(host)
+    for change in standing.plan([unit()], check_mode=False):
+        change.act()
+    assert not (host / "control/x.service.d").exists()
+    override(host)
+    (host / "control/x.service.d/README").touch()
+    for change in standing.plan([unit()], check_mode=False):
+        change.act()
+    assert [path.name for path in (host / "control/x.service.d").iterdir()] == ["README"]
+
+
 def test_an_absent_unit_leaves_nothing(standing, host):
     expected = [
         ("Stopped x.service.", "restart"),
