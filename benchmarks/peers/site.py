@@ -28,6 +28,7 @@ SERVING = {
     "vllm_tensor_parallel_size": 1,
     "vllm_args": {"max-model-len": 512, "max-num-seqs": 8, "num-gpu-blocks-override": 64},  # 1 GiB less a host
     "swap_size": "64M",
+    "swap_path": "/data/swapfile",  # where the simulated disk is
 }
 SMALL = {"host_packages": ["ca-certificates", "numactl", "pciutils"]}  # where nothing is compiled: minutes less a fleet
 

@@ -79,6 +79,12 @@ options:
         description: Whether C(systemd-analyze verify) must pass the text before it is put in place.
         type: bool
         default: true
+      by_package:
+        description:
+          - Whether the package that brings the unit also enables and starts it, as Debian's do unless something forbids
+            it. Where the unit is not there yet, check mode then foretells nothing.
+        type: bool
+        default: false
 attributes:
   check_mode:
     support: full
@@ -195,6 +201,8 @@ def plan_state(unit: dict[str, Any], seen: dict[str, str], check_mode: bool) -> 
         check_mode and unit["content"] is not None
     ):  # whose text will be put back
         raise HostError(f"{name} is masked, so it cannot run. If that is not meant: systemctl unmask {name}")
+    if seen["LoadState"] == "not-found" and unit["by_package"] and check_mode:
+        return
     if seen["LoadState"] == "not-found" and not check_mode:
         raise HostError(f"There is no unit {name} on this host: the package that brings it is not installed.")
     # reenable, since a changed [Install] section leaves links of the old one
@@ -255,6 +263,7 @@ def main() -> None:
         "enabled": {"type": "bool", "default": True},
         "state": {"type": "str", "choices": ["started", "stopped", "installed", "absent"], "default": "started"},
         "verify": {"type": "bool", "default": True},
+        "by_package": {"type": "bool", "default": False},
     }
     spec = {"units": {"type": "list", "elements": "dict", "required": True, "options": options}}
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)

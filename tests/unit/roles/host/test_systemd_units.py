@@ -11,7 +11,7 @@ ACTIVE |= {"NeedDaemonReload": "no", "InvocationID": "f00", "FragmentPath": "/us
 
 def unit(**changes):
     base = {"name": "x.service", "content": CONTENT, "consumes": {"/etc/b": "22", "/etc/a": "11"}}
-    return {**base, "enabled": True, "state": "started", "verify": True, **changes}
+    return {**base, "enabled": True, "state": "started", "verify": True, "by_package": False, **changes}
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +210,14 @@ def test_a_written_text_is_read_at_once_and_once(standing, host):
     for change in standing.plan([unit()], check_mode=False):
         change.act()
     assert standing.ran == ["systemctl daemon-reload"]
+
+
+def test_what_its_package_starts_is_foretold_as_such(standing):
+    standing.seen |= {"LoadState": "not-found", "ActiveState": "inactive", "SubState": "dead", "UnitFileState": ""}
+    assert told(standing, unit(content=None, consumes={}, by_package=True)) == []
+    assert told(standing, unit(content=None, consumes={})) == [("Started x.service.", "none")]
+    with pytest.raises(HostError, match="There is no unit"):
+        list(standing.plan([unit(content=None, consumes={}, by_package=True)], check_mode=False))
 
 
 def test_what_overrides_a_unit_goes_with_its_directory(standing, host):
