@@ -32,7 +32,8 @@ UNITS = {
 Description=This simulated host's own kernel knobs, PCI bus and modules
 DefaultDependencies=no
 ConditionPathIsMountPoint=/.lab/fs
-Before=systemd-sysctl.service systemd-modules-load.service systemd-udevd.service sysinit.target
+Before=systemd-sysctl.service systemd-tmpfiles-setup.service systemd-modules-load.service
+Before=systemd-udevd.service sysinit.target
 
 [Service]
 Type=oneshot
