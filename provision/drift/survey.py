@@ -51,7 +51,8 @@ def mend(
     `hosts` names the stages to be mended, by host of the fleet. Each answers with what it changed, in `mended`, and
     with its receipts of all `stages` as they stand then: in one SSH round trip a host, all at once.
     """
-    calls = [_call(host, stages, ["--mend", ",".join(hosts[host.name])]) for host in fleet if host.name in hosts]
+    flags = {name: ["--mend", ",".join(own), "--follow"] for name, own in hosts.items()}
+    calls = [_call(host, stages, flags[host.name]) for host in fleet if host.name in hosts]
     return _ask(calls, at_once, MEND_S, lambda _told: None)
 
 

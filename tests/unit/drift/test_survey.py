@@ -123,5 +123,6 @@ def test_only_hosts_that_can_mend_themselves_are_asked_to(hosts_tell) -> None:
     (told,) = mend({"b": ("swap", "gpu")}, [host("a"), host("b")], ("swap", "gpu", "drift"))
     assert [one.host.name for one in asked] == ["b"]
     assert "--stages swap,gpu,drift --mend swap,gpu" in asked[0].script
+    assert "--follow" in asked[0].script  # as in the look before: a branch that moved is not to stand all at once
     assert told.mended == (Mended("swap", "text_files", (Finding(stage="swap", **change),), 0.2),)
     assert told.stages["swap"].stands
