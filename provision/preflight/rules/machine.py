@@ -10,7 +10,6 @@ from provision.preflight.request import fitness_wanted, wanted_swap
 from provision.preflight.rules.seen import Seen, several, size_text
 from provision.preflight.shared import fitness
 
-HOLDS_SWAP = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 SLOW = {
     "rotational": "a rotating disk, which reads some 0.2 GB/s: 689 GB of weights take an hour at each start",
     "network": "a network file system, which every start reads the model through",
@@ -118,7 +117,7 @@ def swap(seen: Seen) -> Iterator[Finding]:
     size, place = wanted_swap(seen.host), seen.facts.disks.get("swap")
     if not size or place is None:
         return
-    if place.file_system not in HOLDS_SWAP and not seen.is_simulated:
+    if place.file_system not in fitness().HOLD_SWAP and not seen.is_simulated:
         yield blocker(
             "swap",
             f"{place.path} lies on {place.file_system} ({place.mount}), which cannot hold a swap file.",

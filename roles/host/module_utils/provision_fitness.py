@@ -11,6 +11,8 @@ from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Tuple
 
 GIB = 2**30
 PYTHON = (3, 9)
+# Where the kernel takes a swap file, given that it has no holes. btrfs has rules of its own.
+HOLD_SWAP = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 
 
 class Objection(NamedTuple):

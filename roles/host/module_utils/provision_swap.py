@@ -12,6 +12,7 @@ import stat
 import sys
 from typing import Iterable, Iterator, NamedTuple
 
+from ansible.module_utils.provision_fitness import HOLD_SWAP
 from ansible.module_utils.provision_host import HostError, read_text, run
 
 FSTAB = "/etc/fstab"
@@ -20,8 +21,6 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 LAST_PAGE = slice(1028, 1032)  # of the header: the number of the last page, from 0
 HEADROOM = 64 * 2**20  # what must stay in memory besides the pages that come back from swap
 RESERVE = 2**30  # what must stay free on the disk besides the swap file
-# Where the kernel takes a swap file, given that it has no holes. btrfs has rules of its own.
-HOLD_SWAP = ("ext2", "ext3", "ext4", "xfs", "btrfs")
 WHY_NOT = {
     "overlay": "whose files the kernel cannot find on a disk",
     "tmpfs": "which is memory itself",
