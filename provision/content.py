@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,3 +28,16 @@ def _profiles(root: Path) -> dict[str, dict[str, object]]:
     text = (root / "roles/preflight/vars/main.yml").read_text(encoding="utf-8")
     profiles: dict[str, dict[str, object]] = yaml.safe_load(text)["preflight_profiles"]
     return profiles
+
+
+def nccl_objection() -> Callable[[str], str]:
+    """What is wrong with a variable's name, as NCCL would never say; the roles' modules ask the same."""
+    return _nccl_objection(content_root())
+
+
+@cache
+def _nccl_objection(root: Path) -> Callable[[str], str]:
+    objection: Callable[[str], str] = runpy.run_path(str(root / "roles/host/module_utils/provision_nccl.py"))[
+        "objection"
+    ]
+    return objection

@@ -13,6 +13,7 @@ STAGES = (
     "driver",
     "gpu",
     "cuda",
+    "rdma",
     "tools",
     "serving_env",
     "weights",
@@ -25,15 +26,16 @@ STAGES = (
 REPLICA_STAGES = ("ray", "vllm")
 
 # What may take a replica out of service for a while: replicas that serve go through these one after another.
-DISRUPTIVE = ("driver", "gpu", "serving_env", "ray", "vllm")
+DISRUPTIVE = ("driver", "gpu", "rdma", "serving_env", "ray", "vllm")
 
 # Where a host can set right what differs by itself: quick, and with nothing that only the controller knows. The other
 # stages fetch gigabytes, or handle secrets that no receipt keeps.
-MENDABLE = ("site", "host", "swap", "driver", "gpu", "drift")
+MENDABLE = ("site", "host", "swap", "driver", "gpu", "rdma", "drift")
 
 # What stands on a stage, and is looked at again once it has been changed.
 FOLLOWERS = {
     "driver": ("gpu", "ray", "vllm"),
+    "rdma": ("ray", "vllm"),
     "serving_env": ("ray", "vllm"),
     "weights": ("vllm",),
     "ray": ("vllm",),

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from provision.content import hardware_profiles
+from provision.content import hardware_profiles, nccl_objection
 from provision.errors import Problem
 from provision.inventory.ansible_api import RawInventory
 from provision.inventory.lines import LineIndex, Place
@@ -28,6 +28,7 @@ VERSIONS = (
     "serving_env_extra_requirements",
     "serving_env_python",
 )
+ENVIRONMENTS, OF_THE_NETWORK = ("rdma_env", "ray_env", "vllm_env"), ("NCCL_", "GLOO_", "UCX_")
 DEFAULTS_ASKED = (TENSOR, PIPELINE, "ray_num_gpus", "serving_env_build", *ENDPOINT)
 
 
@@ -50,6 +51,8 @@ class _Checks:
             yield from self.addresses(replica)
         for host in self.fleet.serving:
             yield from self.arguments(host)
+            for variable in ENVIRONMENTS:
+                yield from self.environment(host, variable)
 
     def membership(self) -> Iterator[Problem]:
         for name in self.raw.groups.get("serving", ()):
@@ -131,6 +134,18 @@ class _Checks:
                 near = nearest(key.replace("_", "-"), known)
                 hint = f"Did you mean {near}?" if near else f"What it takes: vllm serve --help=all, of vLLM {version}."
                 yield Problem(f"vllm_args: vLLM {version} has no argument {key}.", path, line, hint)
+
+    def environment(self, host: Host, variable: str) -> Iterator[Problem]:
+        given = host.variables.get(variable)
+        place = self.index.of_host(variable, host.name, host.groups)
+        for name in map(str, given) if isinstance(given, dict) else ():
+            at = place.key(name) if place else None
+            if variable != "rdma_env" and name.startswith(OF_THE_NETWORK):
+                message = f"{variable}: {name} describes a host's network."
+                yield _problem(at, self.fleet.path, message, "It belongs into rdma_env.")
+            elif name.startswith("NCCL_") and (objection := nccl_objection()(name)):
+                said, _, hint = objection.partition(". ")
+                yield _problem(at, self.fleet.path, f"{variable}: {said.rstrip('.')}.", hint or None)
 
     def gpus(self, host: Host) -> int | None:
         """The ranks that a host holds: as declared to Ray, one where GPUs do not compute, or its profile's GPUs."""

@@ -23,14 +23,15 @@ from provision.lab.host import LabHost
 
 HOST = "node-1"
 # Everything that needs no serving environment: seconds for each stage.
-STAGES = ("site", "host", "swap", "driver", "gpu", "cuda", "drift")
+STAGES = ("site", "host", "swap", "driver", "gpu", "cuda", "rdma", "drift")
 INVENTORY = {
     "hosts.yml": "serving:\n  children:\n    tiny_a:\n      hosts:\n        node-1:\n",
     "host_vars/node-1.yml": "swap_size: 64M\ngpu_locked_clocks: { 3: 1830 }\ngpu_power_limit: { 1: 450 }\n"
     # Without a compiler, which is unpacked for longer than all else takes.
     "host_packages: [ca-certificates, numactl, pciutils]\n"
     "cuda_toolkit: true\ncuda_nccl: true\n"
-    "host_hugepages: { 2M: 16 }\nhost_kernel_parameters: [nmi_watchdog=0]\n",
+    "host_hugepages: { 2M: 16 }\nhost_kernel_parameters: [nmi_watchdog=0]\n"
+    "rdma_packages: [infiniband-diags]\nrdma_gpudirect: peermem\nrdma_max_read_request: 4096\n",
 }
 
 RECEIPTS = "import glob, json; print(json.dumps([json.load(open(path)) for path in glob.glob('/var/lib/provision/receipts/*.json')]))"

@@ -18,6 +18,7 @@ STAGES = [
     "driver",
     "gpu",
     "cuda",
+    "rdma",
     "tools",
     "serving_env",
     "weights",

@@ -43,6 +43,7 @@ def create(state_file: Path, profile: str | None, host: str) -> None:
         "swaps": [],
         "gpus": [_gpu(described["gpus"], host, index) for index in range(described["gpus"]["count"])],
         "faults": {},
+        "registers": {},
         "rdma": {port["name"]: _port(port, host, index) for index, port in enumerate(described["rdma"], start=1)},
     }
     for gpu in hardware["gpus"]:

@@ -17,7 +17,7 @@ from typing import Any
 import mfusepy
 
 from provision.lab.hardware import state, tree
-from provision.lab.hardware.nodes import Directory, Link, Node, Setting
+from provision.lab.hardware.nodes import Directory, Link, Node, Registers, Setting
 
 
 class HardwareFiles(mfusepy.Operations):  # type: ignore[misc]  # mfusepy carries no types
@@ -36,11 +36,11 @@ class HardwareFiles(mfusepy.Operations):  # type: ignore[misc]  # mfusepy carrie
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
         if isinstance(node, Link):
             return {"st_mode": stat.S_IFLNK | 0o777, "st_nlink": 1, "st_size": len(node.target)}
-        mode = node.mode if isinstance(node, Setting) else 0o444
+        mode = node.mode if isinstance(node, Setting) else 0o644 if isinstance(node, Registers) else 0o444
         return {
             "st_mode": stat.S_IFREG | mode,
             "st_nlink": 1,
-            "st_size": len(_content(node)) if isinstance(node, bytes) else 4096,
+            "st_size": len(_content(node)) if isinstance(node, (bytes, Registers)) else 4096,
         }
 
     def readdir(self, path: str, fh: int) -> Iterable[str]:  # noqa: ARG002
@@ -67,13 +67,16 @@ class HardwareFiles(mfusepy.Operations):  # type: ignore[misc]  # mfusepy carrie
         return 0
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:  # noqa: ARG002
-        """Set a knob, or refuse as the kernel does."""
+        """Set a knob or a register, or refuse as the kernel does."""
         node = self._find(path)
-        if not isinstance(node, Setting):
+        if not isinstance(node, (Setting, Registers)):
             raise OSError(errno.EACCES, path)
         try:
             with state.Change(self._state_file) as hardware:
-                node.write(hardware, data.decode())
+                if isinstance(node, Registers):
+                    node.write(hardware, offset, data)
+                else:
+                    node.write(hardware, data.decode())
         except ValueError as refused:
             raise OSError(errno.EINVAL, path) from refused
         return len(data)
@@ -95,7 +98,7 @@ class HardwareFiles(mfusepy.Operations):  # type: ignore[misc]  # mfusepy carrie
 
 
 def _content(node: Node) -> bytes:
-    text = node.text if isinstance(node, Setting) else node
+    text = node.text if isinstance(node, Setting) else node.data if isinstance(node, Registers) else node
     return text if isinstance(text, bytes) else str(text).encode()
 
 

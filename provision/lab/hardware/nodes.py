@@ -25,5 +25,13 @@ class Setting:
     mode: int = 0o644
 
 
-Node: TypeAlias = "Directory | Link | Setting | str | bytes"
+@dataclass(frozen=True)
+class Registers:
+    """A file of a device's registers: its bytes now, and what a write at an offset does to the state."""
+
+    data: bytes
+    write: Callable[[Hardware, int, bytes], None]
+
+
+Node: TypeAlias = "Directory | Link | Setting | Registers | str | bytes"
 Directory: TypeAlias = dict[str, Node]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from provision.lab.hardware import pci
 from provision.lab.hardware.nodes import Directory, Hardware, Link
 
 FIRMWARE = {"MT4129": "28.43.2566", "MT4123": "20.43.2566"}
@@ -34,7 +35,10 @@ def devices(hardware: Hardware) -> Directory:
     """Each device by its name; they come with the kernel's own mlx5 driver, so a bare host has them too."""
     if "mlx5_ib" not in hardware["modules"]:
         return {}
-    return {port["name"]: _device(port, hardware["rdma"][port["name"]]) for port in hardware["profile"]["rdma"]}
+    return {
+        port["name"]: _device(port, hardware["rdma"][port["name"]], pci.path(hardware, port["pci"]))
+        for port in hardware["profile"]["rdma"]
+    }
 
 
 def colons(guid: str) -> str:
@@ -42,7 +46,7 @@ def colons(guid: str) -> str:
     return ":".join(guid[start : start + 4] for start in range(0, 16, 4))
 
 
-def _device(port: dict[str, Any], now: dict[str, Any]) -> Directory:
+def _device(port: dict[str, Any], now: dict[str, Any], path: str) -> Directory:
     return {
         "board_id": "MT_0000000838\n" if port["adapter"] == "MT4129" else "MT_0000000223\n",
         "fw_ver": f"{FIRMWARE[port['adapter']]}\n",
@@ -52,7 +56,7 @@ def _device(port: dict[str, Any], now: dict[str, Any]) -> Directory:
         "node_guid": f"{colons(now['guid'])}\n",
         "sys_image_guid": f"{colons(now['guid'])}\n",
         "node_type": "1: CA\n",
-        "device": Link(f"../../../bus/pci/devices/{port['pci']}"),
+        "device": Link(f"../../../{path}"),
         "ports": {"1": _port(port, now)},
     }
 
@@ -70,8 +74,22 @@ def _port(port: dict[str, Any], now: dict[str, Any]) -> Directory:
         "sm_lid": "0x1\n" if infiniband and up else "0x0\n",
         "sm_sl": "0\n",
         "cap_mask": "0xa751e848\n" if infiniband else "0x00010000\n",
-        "gids": {"0": gid} if infiniband else {"0": gid, "1": gid},
-        "gid_attrs": {"types": {"0": "IB/RoCE v1\n"} if infiniband else {"0": "IB/RoCE v1\n", "1": "RoCE v2\n"}},
+        **_gids(port, gid, now["guid"]),
         "pkeys": {"0": "0xffff\n"},
         "counters": {name: f"{int(not up)}\n" if name == "link_downed" else "0\n" for name in COUNTERS},
+    }
+
+
+def _gids(port: dict[str, Any], first: str, guid: str) -> Directory:
+    """The port's addresses: of RoCE each twice, for either version, the link's own before the IPv4 address."""
+    if port["type"] == "ib":
+        return {"gids": {"0": first}, "gid_attrs": {"types": {"0": "IB/RoCE v1\n"}, "ndevs": {}}}
+    mapped = f"0000:0000:0000:0000:0000:ffff:0a{guid[-6:-4]}:{guid[-4:]}\n"
+    addresses, versions = [first, first, mapped, mapped], ["IB/RoCE v1\n", "RoCE v2\n"] * 2
+    return {
+        "gids": {str(index): address for index, address in enumerate(addresses)},
+        "gid_attrs": {
+            "types": {str(index): version for index, version in enumerate(versions)},
+            "ndevs": {str(index): f"{pci.interface(port)}\n" for index in range(len(versions))},
+        },
     }

@@ -210,7 +210,7 @@ def forget_settings_without_persistence(hardware: Hardware) -> None:
 def reboot(hardware: Hardware) -> None:
     """What of the hardware survives until the next kernel runs, and what does not."""
     hardware.update(boots=hardware["boots"] + 1, booted=time.time(), kernel_log=[])
-    hardware.update(clients={}, swaps=[], knobs={}, governors={})
+    hardware.update(clients={}, swaps=[], knobs={}, governors={}, registers={})
     hardware["driver"]["loaded"] = None
     hardware["modules"] = list(LOADED_AT_BOOT)
     for gpu in hardware["gpus"]:

@@ -26,6 +26,8 @@ def build(hardware: Hardware) -> Directory:
     _put(tree, "proc/driver", nvidia_proc.driver_directory(hardware))
     _put(tree, "sys/module", _modules(hardware))
     _put(tree, "sys/bus/pci", pci.bus(hardware))
+    for name, bridge in pci.bridges(hardware).items():
+        _put(tree, f"{pci.DEVICES}/{name}", bridge)
     if hardware["rdma"]:
         _put(tree, "sys/class/infiniband", rdma.devices(hardware))
         _put(tree, "sys/class/infiniband_mad/abi_version", "5\n")

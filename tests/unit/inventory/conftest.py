@@ -16,7 +16,8 @@ ROLES = {
         "gpu_limits": {"type": "list", "elements": "dict", "options": {"index": {"type": "int", "required": True}, "watts": {"type": "int"}}},
     },
     "weights": {"weights_repo": {"type": "str", "required": True, "description": "Where from."}, "weights_token": {"type": "str", "no_log": True}},
-    "ray": {"ray_address": {"type": "str"}, "ray_num_gpus": {"type": "int"}},
+    "rdma": {"rdma_env": {"type": "dict"}},
+    "ray": {"ray_env": {"type": "dict"}, "ray_address": {"type": "str"}, "ray_num_gpus": {"type": "int"}},
     "vllm": {
         "vllm_tensor_parallel_size": {"type": "int"},
         "vllm_pipeline_parallel_size": {"type": "int"},
@@ -38,6 +39,8 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write(root / f"roles/{role}/meta/argument_specs.yml", {"argument_specs": {"main": {"options": options}}})
         write(root / f"roles/{role}/defaults/main.yml", DEFAULTS.get(role, {}))
     write(root / "roles/preflight/vars/main.yml", {"preflight_profiles": PROFILES})
+    known = "roles/host/module_utils/provision_nccl.py"
+    write(root / known, (Path(__file__).parents[3] / known).read_text())
     monkeypatch.setattr("provision.content.content_root", lambda: root)
     monkeypatch.setattr("provision.inventory.load.content_root", lambda: root)
     return root

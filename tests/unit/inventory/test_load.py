@@ -137,6 +137,9 @@ def test_a_variable_inline_in_hosts_yml_has_its_line(make):
         ("gpu_limits: [{index: 1, wats: 3}]\n", "gpu_limits.0 has no key wats."),
         ("hardware_profile: 8xh20-69\n", "hardware_profile 8xh20-69 is not known."),
         ("vllm_args: {max-model-length: 3}\n", "vllm_args: vLLM 0.32.0 has no argument max-model-length."),
+        ("rdma_env: {NCCL_IB_HCAS: mlx5_0}\n", "rdma_env: NCCL has no variable NCCL_IB_HCAS."),
+        ("rdma_env: {NCCL_TIMEOUT: 3}\n", "rdma_env: NCCL has no variable NCCL_TIMEOUT: the timeout of collectives is"),
+        ("ray_env: {GLOO_SOCKET_IFNAME: eth0}\n", "ray_env: GLOO_SOCKET_IFNAME describes a host's network."),
         ("swap_size: '{{ nowhere }}'\n", "swap_size cannot be resolved: 'nowhere' is undefined"),
         ("swap_size: 1G\nswap_size: 2G\n", "swap_size is set twice; it stands in line 1 too."),
     ],
@@ -156,6 +159,8 @@ def test_nearest_choice_profile_and_argument(make):
     ]
     assert any("Did you mean ray?" in hint for hint in hints)
     assert any("Did you mean max-model-len?" in hint for hint in hints)
+    (problem,) = problems(make({"host_vars/n1.yml": "rdma_env: {NCCL_IB_TC: 106, TZ: UTC, NCCL_SOCKET_IFNAM: eno1}\n"}))
+    assert problem.hint == "Did you mean NCCL_SOCKET_IFNAME?"
 
 
 def test_what_is_known_only_during_a_run_is_left_alone(make):

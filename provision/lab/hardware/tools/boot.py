@@ -26,10 +26,16 @@ def main(_version: str, _arguments: list[str]) -> int:
             if os.path.isfile(f"{FILES}/{directory}/{name}"):
                 bind(f"{directory}/{name}")
     # sysfs cannot get new directories, but its branches can be seen through an overlay that has them.
-    for branch, inner in (("sys/class", "infiniband"), ("sys/bus", "pci"), ("sys/devices/system/cpu", "cpufreq")):
-        if os.path.isdir(f"{FILES}/{branch}/{inner}"):
+    bridges = sorted(name for name in os.listdir(f"{FILES}/sys/devices") if name.startswith("pci"))
+    for branch, inners in (
+        ("sys/class", ["infiniband"]),
+        ("sys/bus", ["pci"]),
+        ("sys/devices", [*bridges, "system/cpu/cpufreq"]),
+    ):
+        if any(os.path.isdir(f"{FILES}/{branch}/{inner}") for inner in inners):
             mount("overlay", f"/{branch}", "overlay", READ_ONLY, f"lowerdir={FILES}/{branch}:/{branch}")
-            bind(f"{branch}/{inner}")
+            for inner in inners:
+                bind(f"{branch}/{inner}")
     if not os.path.isdir("/sys/module"):
         mount(None, "/sys", None, REMOUNT | BIND)
         os.mkdir("/sys/module")

@@ -62,7 +62,9 @@ def _between(profile: dict[str, Any], one: tuple[int, int, bool], other: tuple[i
         return f"NV{profile['gpus']['nvlinks'] // (1 if profile['nvswitches']['count'] else peers)}"
     if node != other_node:
         return "SYS"
-    return "PIX" if number == other_number and is_card != other_is_card else "NODE"
+    if number != other_number or is_card == other_is_card:
+        return "NODE"
+    return "PIX" if profile["nvswitches"]["count"] else "PHB"  # as the simulated bus has them: on one switch, or not
 
 
 def peers(hardware: state.Hardware) -> list[str]:

@@ -168,5 +168,5 @@ def test_ecc_waits_for_the_next_boot(ready):
 
 def test_topology_of_boards_with_and_without_nvswitches(ready):
     rows = ready("4xa100-80").smi("topo", "-m").splitlines()
-    assert rows[1].split("\t")[:6] == ["GPU0", " X ", "NV4", "NV4", "NV4", "PIX"]
+    assert rows[1].split("\t")[:6] == ["GPU0", " X ", "NV4", "NV4", "NV4", "PHB"]
     assert ready("8xh800-80").smi("topo", "-m").splitlines()[2].split("\t")[:3] == ["GPU1", "NV8", " X "]
