@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 RECEIPTS = Path("/var/lib/provision/receipts")
-LISTS = ("files", "directories", "absent", "secrets", "packages", "units", "environments", "uncovered")
+LISTS = ("files", "directories", "absent", "secrets", "packages", "units", "environments", "states", "uncovered")
 MAPPINGS = ("sysctls", "sysfs", "swap", "driver", "gpu", "weights", "api", "ray", "user")
 SECRETS = "/etc/provision/secrets/"
 SYSTEMD = "/etc/systemd/system/"
+GOVERNORS = "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
+HUGE_PAGES = "/sys/kernel/mm/hugepages/hugepages-*/nr_hugepages"
+RDMA_PORTS = "/sys/class/infiniband/*/ports/*"
 GPU_QUERY = "index,persistence_mode,compute_mode,ecc.mode.pending,mig.mode.pending,power.limit"
 
 
@@ -70,6 +73,12 @@ class Managed:
         kind = "directories" if is_directory else "files"
         self.all[kind].append(found if is_directory else {**found, "content": Path(path).read_text(encoding="utf-8")})
 
+    def state(self, read: str, change: str = "false") -> None:
+        """What a command tells now, and the command that brings it back: or one that fails."""
+        told = run("sh", "-c", read)
+        if told:
+            self.all["states"].append({"read": read, "told": told, "change": change})
+
     def host_preflight(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
         """The system and the free space are asserted by the peers, too."""
 
@@ -103,6 +112,72 @@ class Managed:
         self.all["sysfs"] |= params["sysfs"]
         for path in ("/etc/sysctl.d/90-provision.conf", "/etc/tmpfiles.d/90-provision.conf"):
             self.path(path)
+
+    def cpu_governor(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The governor of all CPUs, where the host has any."""
+        self.state(f"cat {GOVERNORS} 2>/dev/null | sort -u", f"echo {params['governor']} | tee {GOVERNORS}")
+
+    def huge_pages(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The pages that are set aside, and what does so at boot."""
+        self.path(params["file"])
+        self.state(f"cat {HUGE_PAGES}", f"systemd-tmpfiles --create {params['file']}")
+
+    def login_limits(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Their file."""
+        self.path(params["path"])
+
+    def time_sync(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The daemon's package and, where servers are named, its file; the unit is among the units."""
+        daemon, files = self._time_daemon()
+        self.all["packages"].append(daemon)
+        for path in files if params["servers"] else ():
+            self.path(path)
+
+    @staticmethod
+    def _time_daemon() -> tuple[str, list[str]]:
+        daemons = {
+            "chrony": ["/etc/chrony/sources.d/90-provision.sources"],
+            "ntpsec": [],
+            "systemd-timesyncd": ["/etc/systemd/timesyncd.conf.d/90-provision.conf"],
+        }
+        there = [name for name in daemons if "install ok" in run("dpkg-query", "-W", "-f", "${Status}", name)]
+        return there[0], daemons[there[0]]
+
+    def kernel_command_line(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The file that adds the parameters, and whether the boot loader has them."""
+        self.path("/etc/default/grub.d/90-provision.cfg")
+        for word in params["parameters"]:
+            self.state(f"grep -lwF -- {word} /boot/grub/grub.cfg", "update-grub")
+
+    def initramfs(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Initial RAM disks that are newer than the files that they hold."""
+        for path in params["files"]:
+            self.state(f"find /boot -name 'initrd.img-*' -newer {path} | sort", "update-initramfs -u -k all")
+
+    def host_reboot(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """What runs is what a reboot would bring; the loaded driver and the modes of the GPUs are read with them."""
+        self.state("cat /proc/cmdline")
+        self.state("test -e /run/reboot-required && echo asked || echo none")
+
+    def gpu_numa(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The nodes on which the GPUs sit."""
+        self.state("cat $(dirname $(grep -lx 0x10de /sys/bus/pci/devices/*/vendor))/numa_node")
+
+    def rdma_ports(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The files that a boot reads, the modules that are loaded, and how the ports are."""
+        self.path(params["script"])
+        self.path(params["modules_file"])
+        self.state(f"cat {RDMA_PORTS}/state {RDMA_PORTS}/link_layer {RDMA_PORTS}/rate 2>/dev/null")
+        loaded = "cut -d' ' -f1 /proc/modules | grep -E '^(ib_|rdma_|mlx5_ib|nvidia_peermem)' | sort"
+        self.state(loaded, f"grep -v '^#' {params['modules_file']} | xargs modprobe -a")
+
+    def fabric_env(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The environment of NCCL."""
+        self.path(params["path"])
+
+    def nccl_tests(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
+        """The programs that were built, by their size."""
+        self.state("find /opt/provision/nccl-tests -type f -printf '%p %s\\n' 2>/dev/null | sort")
 
     def swap_area(self, params: dict[str, Any], facts: dict[str, Any]) -> None:
         """The swap file."""

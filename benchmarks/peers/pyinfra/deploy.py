@@ -104,6 +104,15 @@ def kernel():
         server.shell(name="Set the tunables of sysfs", commands=command)
 
 
+def states():
+    """What the kernel and the boot loader have, read by one command."""
+    wanted = desired["states"]
+    told = "\n".join(said(" ; echo ---- ; ".join(state["read"] for state in wanted))) if wanted else ""
+    for state, seen in zip(wanted, (told + "\n").split("----\n"), strict=False):
+        if seen.strip() != state["told"]:
+            server.shell(name=f"Set what {state['read']} tells", commands=state["change"])
+
+
 def swap():
     path, size = desired["swap"]["path"], desired["swap"]["size"]
     file = host.get_fact(File, path=path)
@@ -179,6 +188,7 @@ preflight()
 base()
 files_changed = written()
 kernel()
+states()
 if desired["swap"]:
     swap()
 if desired["driver"]:
