@@ -41,12 +41,22 @@ def who(names: list[str], since: float) -> str | None:
     entry = max((entry for log in LOGS for entry in entries(log, since) if entry.package in names), default=None)
     if entry is None:
         return None
-    for transaction in (one for history in HISTORIES for one in transactions(history)):
-        in_time = transaction.begin - MARGIN_S <= entry.at <= transaction.end + MARGIN_S
-        if in_time and entry.package in transaction.packages:
-            how = [transaction.command, transaction.by and f"asked for by {transaction.by}", entry.place]
-            return f"apt {entry.done} {entry.package} {words.ago(entry.at)} ({', '.join(filter(None, how))})"
+    transaction = _of(entry)
+    if transaction:
+        how = [transaction.command, transaction.by and f"asked for by {transaction.by}", entry.place]
+        return f"apt {entry.done} {entry.package} {words.ago(entry.at)} ({', '.join(filter(None, how))})"
     return f"dpkg {entry.done} {entry.package} {words.ago(entry.at)} ({entry.place})"
+
+
+def _of(entry: Entry) -> Transaction | None:
+    """The run of apt in which dpkg did this: of several about it the nearest, and of those the last."""
+    found = [
+        (max(run.begin - entry.at, entry.at - run.end, 0.0), -run.begin, run)
+        for run in (run for history in HISTORIES for run in transactions(history))
+        if entry.package in run.packages
+    ]
+    apart, _, nearest = min(found, default=(MARGIN_S + 1, 0.0, None))
+    return nearest if apart <= MARGIN_S else None
 
 
 def entries(log: str, since: float) -> Iterator[Entry]:

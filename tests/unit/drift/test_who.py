@@ -139,6 +139,10 @@ def test_packages_by_dpkg_and_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert witness.who(asked) == (
         f"apt upgraded nvidia-open 10 min ago (`apt-get upgrade -y`, asked for by uid 1000 (alice), {log}:2)"
     )
+    ours = time.strftime("%Y-%m-%d  %H:%M:%S", time.localtime(NOW - 640))
+    earlier = f"Start-Date: {ours}\nCommandline: ours\nUpgrade: nvidia-open:amd64 (1, 2)\nEnd-Date: {ours}\n\n"
+    history.write_text(earlier + entry.format(""))
+    assert "(unattended-upgrade," in str(witness.who(asked))
     assert packages.who(["other"], NOW - 3600) is None
     assert packages.who(["nvidia-open"], NOW - 60) is None
 
