@@ -21,7 +21,7 @@ types: setup ## mypy --strict
 	$(BIN)/mypy
 
 unit: setup ## unit tests: seconds, no root
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q --numprocesses auto tests/unit
 
 unit-newest: setup ## unit tests on the newest Python found, with the newest ansible-core
 	@scripts/unit-newest.sh
