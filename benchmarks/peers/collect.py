@@ -8,6 +8,7 @@ the peers are asked for what is there and not for what our modules make of their
 # ruff: noqa: ARG002 (every module's method gets its parameters and facts)
 from __future__ import annotations
 
+import base64
 import grp
 import hashlib
 import json
@@ -71,7 +72,10 @@ class Managed:
         }
         is_directory = os.path.isdir(path)
         kind = "directories" if is_directory else "files"
-        self.all[kind].append(found if is_directory else {**found, "content": Path(path).read_text(encoding="utf-8")})
+        if not is_directory:
+            # In base64, since Ansible takes `{%` for the beginning of a template wherever it comes from.
+            found["content"] = base64.b64encode(Path(path).read_bytes()).decode()
+        self.all[kind].append(found)
 
     def state(self, read: str, change: str = "false") -> None:
         """What a command tells now, and the command that brings it back: or one that fails."""

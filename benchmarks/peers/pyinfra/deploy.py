@@ -4,6 +4,7 @@
 operation that finds its host as wanted runs no command.
 """
 
+import base64
 import shlex
 from io import StringIO
 
@@ -38,7 +39,7 @@ def put(item):
     """One small file with its owner and mode."""
     return files.put(
         name=f"Write {item['path']}",
-        src=StringIO(item["content"]),
+        src=StringIO(base64.b64decode(item["content"]).decode()),
         dest=item["path"],
         user=item["owner"],
         group=item["group"],

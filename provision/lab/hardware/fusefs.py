@@ -1,7 +1,8 @@
 """The FUSE server of one host: `python -m provision.lab.hardware.fusefs STATE_FILE MOUNTPOINT`, in the foreground.
 
-Every look asks the state afresh: nothing is cached by the kernel, so a change by any simulated program, fault or power
-cycle is seen at once.
+What is in a file is asked of the state at every look, so a change by any simulated program, fault or power cycle is
+seen at once. Which files there are, with their modes, the kernel may remember for a fifth of a second, since a path of
+eight parts would otherwise be asked for part by part, a hundred times as slow as in a real /sys.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import mfusepy
 
 from provision.lab.hardware import state, tree
 from provision.lab.hardware.nodes import Directory, Link, Node, Registers, Setting
+
+REMEMBERED_S = 0.2
 
 
 class HardwareFiles(mfusepy.Operations):  # type: ignore[misc]  # mfusepy carries no types
@@ -115,8 +118,8 @@ def main() -> None:
         allow_other=True,
         default_permissions=True,
         direct_io=True,
-        attr_timeout=0,
-        entry_timeout=0,
+        attr_timeout=REMEMBERED_S,
+        entry_timeout=REMEMBERED_S,
         negative_timeout=0,
         fsname="lab-hardware",
     )

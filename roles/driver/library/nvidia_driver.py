@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
+from ansible.module_utils import provision_pci as pci
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_apt import Package, hold_changes, install, installed, lost_dependencies, satisfies
 from ansible.module_utils.provision_driver import (
@@ -414,7 +415,7 @@ def refuse(wanted: dict[str, Any], host: str) -> None:
             f"Driver {version} is wanted, but at least {minimum} is needed (driver_minimum_version): vLLM's wheels are "
             " built for CUDA 13.0. Raise driver in stack.lock.yml."
         )
-    switches = nvswitches()
+    switches = pci.nvswitches()
     if switches and not wanted["fabric"]:
         raise HostError(
             f"{switches} NVSwitches are on the PCI bus, so the GPUs do not compute without Fabric Manager, but "
@@ -427,15 +428,6 @@ def refuse(wanted: dict[str, Any], host: str) -> None:
             f"Nothing was changed. When {host} may reboot: set reboot_allowed: true for it and run "
             f"provision bootstrap INVENTORY --limit {host}"
         )
-
-
-def nvswitches(root: Path = Path("/sys/bus/pci/devices")) -> int:
-    """How many of NVIDIA's switches are on the PCI bus: bridges, by their class."""
-    found = 0
-    for device in root.iterdir() if root.is_dir() else ():
-        vendor, kind = (read_text(str(device / file)) or "" for file in ("vendor", "class"))
-        found += vendor.strip() == "0x10de" and kind.startswith("0x0680")
-    return found
 
 
 def plan(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:

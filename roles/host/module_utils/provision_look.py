@@ -11,11 +11,11 @@ import platform
 from pathlib import Path
 from typing import Any, Iterable
 
+from ansible.module_utils import provision_pci as pci
 from ansible.module_utils.provision_files import read_text
 
 GIB = 2**30
 ENVIRONMENTS = "/opt/provision/env"
-NVIDIA = "0x10de"
 
 
 def os_release() -> dict[str, str]:
@@ -37,16 +37,17 @@ def system() -> dict[str, str]:
     }
 
 
-def pci_devices(vendor: str = NVIDIA, root: str = "/sys/bus/pci/devices") -> list[dict[str, str]]:
-    """Every device of a vendor on the bus: its address, class and device id such as 0x030200 and 0x2329, NUMA node."""
-    found = []
-    for device in sorted(Path(root).iterdir()) if Path(root).is_dir() else []:
-        made_by, kind, name, node = (
-            (read_text(str(device / file)) or "").strip() for file in ("vendor", "class", "device", "numa_node")
-        )
-        if made_by == vendor:
-            found.append({"address": device.name, "kind": kind, "device": name, "numa": node or "-1"})
-    return found
+def pci_devices() -> list[dict[str, str]]:
+    """NVIDIA's devices on the bus: address, class and device id such as 0x030200 and 0x2329, NUMA node."""
+    return [
+        {
+            "address": address,
+            "kind": pci.word(address, "class"),
+            "device": pci.word(address, "device"),
+            "numa": pci.word(address, "numa_node") or "-1",
+        }
+        for address in pci.devices(pci.NVIDIA)
+    ]
 
 
 def nearest_directory(path: str) -> Path:

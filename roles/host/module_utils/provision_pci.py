@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from ansible.module_utils.provision_host import read_text
+from ansible.module_utils.provision_files import read_text
 
 SYS = Path("/sys")
 # How nvidia-smi topo calls a distance, nearest first.
@@ -43,15 +44,32 @@ def addresses() -> list[str]:
     return sorted(os.listdir(root)) if root.is_dir() else []
 
 
+@lru_cache(maxsize=None)
+def _identity(folder: str) -> tuple[str, str]:
+    """Vendor and class of a device; a host has hundreds, and neither changes while this process lives."""
+    vendor, kind = ((read_text(f"{folder}/{name}") or "").strip() for name in ("vendor", "class"))
+    return vendor, kind[:6]
+
+
+def devices(vendor: str, *kinds: str) -> list[str]:
+    """A vendor's devices, of these classes where any are named (such as `0x0302`), in the order of the bus."""
+    found = ((address, *_identity(str(device(address)))) for address in addresses())
+    return [address for address, maker, kind in found if maker == vendor and (not kinds or kind in kinds)]
+
+
 def gpus() -> list[str]:
     """NVIDIA's GPUs, in the order in which nvidia-smi counts them."""
-    return [a for a in addresses() if word(a, "vendor") == NVIDIA and word(a, "class")[:6] in ("0x0300", "0x0302")]
+    return devices(NVIDIA, "0x0300", "0x0302")
+
+
+def nvswitches() -> int:
+    """How many of NVIDIA's switches are on the bus: bridges, by their class."""
+    return len(devices(NVIDIA, "0x0680"))
 
 
 def has_rdma_adapter() -> bool:
     """Whether an adapter is on the bus that the kernel's mlx5 driver makes RDMA ports of."""
-    network = ("0x0200", "0x0207")
-    return any(word(a, "vendor") == MELLANOX and word(a, "class")[:6] in network for a in addresses())
+    return bool(devices(MELLANOX, "0x0200", "0x0207"))
 
 
 class Place(NamedTuple):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils import provision_pci as pci
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_host import converge
 
@@ -58,9 +59,7 @@ reason:
   sample: Its GPUs sit on the NUMA nodes 0 and 1, so one node for all would be far from some of them.
 """
 
-DEVICES = Path("/sys/bus/pci/devices")
 ONLINE = Path("/sys/devices/system/node/online")
-NVIDIA, CONTROLLERS = "0x10de", ("0x0300", "0x0302")
 
 
 def read(path: Path) -> str:
@@ -73,8 +72,7 @@ def read(path: Path) -> str:
 
 def gpu_nodes() -> list[int]:
     """The node of each GPU by PCI address; -1 where the firmware does not say."""
-    found = (path for path in sorted(DEVICES.glob("*")) if read(path / "vendor") == NVIDIA)
-    return [int(read(path / "numa_node") or -1) for path in found if read(path / "class").startswith(CONTROLLERS)]
+    return [int(pci.word(address, "numa_node") or -1) for address in pci.gpus()]
 
 
 def online_nodes() -> set[int]:

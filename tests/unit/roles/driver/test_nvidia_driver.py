@@ -21,7 +21,7 @@ def driver(role_module, monkeypatch):
     monkeypatch.setattr(
         module, "loaded_module", lambda: module.KernelModule(module.state["loaded"], module.state["flavour"])
     )
-    monkeypatch.setattr(module, "nvswitches", lambda: module.state["switches"])
+    monkeypatch.setattr(module.pci, "nvswitches", lambda: module.state["switches"])
     monkeypatch.setattr(module, "installed", lambda: module.state["packages"])
     monkeypatch.setattr(module, "absent_change", lambda path: iter(()))
     monkeypatch.setattr(module.shutil, "which", lambda name: None)

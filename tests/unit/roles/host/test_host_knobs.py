@@ -339,7 +339,7 @@ def test_a_value_that_the_kernel_makes_another_of_is_told(role_module, monkeypat
 @pytest.fixture
 def numa(role_module, monkeypatch, tmp_path):
     module = role_module("ray", "gpu_numa")
-    monkeypatch.setattr(module, "DEVICES", tmp_path / "pci")
+    monkeypatch.setattr(module.pci, "SYS", tmp_path / "sys")
     monkeypatch.setattr(module, "ONLINE", tmp_path / "online")
 
     def host(nodes, online):
@@ -347,7 +347,7 @@ def numa(role_module, monkeypatch, tmp_path):
         rows = [("0x10de", "0x030200", node) for node in nodes] + [("0x10de", "0x068000", 0), ("0x15b3", "0x020700", 1)]
         for place, (vendor, kind, node) in enumerate(rows):
             for name, value in {"vendor": vendor, "class": kind, "numa_node": node}.items():
-                put(tmp_path / f"pci/0000:{place:02x}:00.0/{name}", f"{value}\n")
+                put(tmp_path / f"sys/bus/pci/devices/0000:{place:02x}:00.0/{name}", f"{value}\n")
         return module
 
     return host

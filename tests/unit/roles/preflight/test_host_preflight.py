@@ -70,15 +70,15 @@ def test_other_hardware_is_told_with_what_to_do(devices, words):
         assert word in told
 
 
-def test_devices_are_read_from_the_bus(tmp_path):
+def test_devices_are_read_from_the_bus(tmp_path, monkeypatch):
+    monkeypatch.setattr(look.pci, "SYS", tmp_path)
+    assert look.pci_devices() == []
     for address, vendor, kind in (("0", "0x10de", "0x030200"), ("1", "0x8086", "0x020000")):
-        folder = tmp_path / address
-        folder.mkdir()
+        folder = tmp_path / "bus/pci/devices" / address
+        folder.mkdir(parents=True)
         for name, value in {"vendor": vendor, "class": kind, "device": "0x2329", "numa_node": "1"}.items():
             (folder / name).write_text(f"{value}\n")
-    found = look.pci_devices(root=str(tmp_path))
-    assert found == [{"address": "0", "kind": "0x030200", "device": "0x2329", "numa": "1"}]
-    assert look.pci_devices(root=str(tmp_path / "none")) == []
+    assert look.pci_devices() == [{"address": "0", "kind": "0x030200", "device": "0x2329", "numa": "1"}]
 
 
 def test_an_unsupported_system_is_told():
