@@ -2,6 +2,7 @@
 
 CRASH_BUDGET: seconds that the sweeps may take together; 0 for all there is. CRASH_SEED: where a sweep that is cut short begins, and
 which pairs of faults are tried; printed with the counts. CRASH_STAGES: the stages to run, comma-separated.
+CRASH_PART: which part of everything to do, such as 2/3.
 """
 
 from __future__ import annotations

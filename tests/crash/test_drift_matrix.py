@@ -14,7 +14,7 @@ import pytest
 import yaml
 from host_under_test import HostUnderTest, ran
 from report import Budget
-from sweep import Reference, Verdict, spread
+from sweep import Reference, Verdict, mine, spread
 
 Tell = Callable[[str, Verdict], None]
 MATRIX = yaml.safe_load((Path(__file__).parent / "drift_matrix.yml").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def refused(subject: HostUnderTest, line: dict[str, Any], seen: dict[str, list[s
 def test_each_drift_is_named_and_repaired_alone(standing: HostUnderTest, budget: Budget, seed: int, tell: Tell) -> None:
     wanted, diverged, deadline = standing.state(), [], budget.share(0.2)
     lines = [line for line in MATRIX["drifts"] if line["stage"] in standing.stages]
-    for line in spread(lines, seed):
+    for line in spread(mine(lines), seed):
         if deadline.passed():
             break
         verdict = break_and_repair(standing, line, wanted)

@@ -13,7 +13,7 @@ from pathlib import Path
 from faults import FAULTS, PROGRAMS, overlapping, overtaken
 from host_under_test import INVENTORY, HostUnderTest
 from report import Budget
-from sweep import Point, Reference, Verdict, settle, spread
+from sweep import Point, Reference, Verdict, mine, settle, spread
 
 Tell = Callable[[str, Verdict], None]
 PAIRS = int(os.environ.get("CRASH_PAIRS", "5"))
@@ -91,7 +91,7 @@ def test_every_fault(
     subject: HostUnderTest, undisturbed: Reference, budget: Budget, seed: int, tell: Tell, scratch: Path
 ) -> None:
     disturbed, deadline, diverged = Disturbed(subject, undisturbed, seed, scratch), budget.share(0.1), []
-    for case in spread(disturbed.cases(), seed):
+    for case in spread(mine(list(disturbed.cases())), seed):
         if deadline.passed():
             break
         verdict = disturbed.judge(case)

@@ -8,7 +8,7 @@ from pathlib import Path
 from changed import changed_stages, stages_of
 from host_under_test import HostUnderTest
 from report import Budget
-from sweep import Reference, Verdict, crash, spread
+from sweep import Reference, Verdict, crash, mine, spread
 
 Tell = Callable[[str, Verdict], None]
 
@@ -27,7 +27,7 @@ def test_every_point(
     stages = changed_stages() if budget.bounded else None
     points = [point for point in undisturbed.points if stages is None or point.stage in stages] or undisturbed.points
     deadline, diverged = budget.share(0.35), []
-    for point in spread(points, seed):
+    for point in spread(mine(points), seed):
         if deadline.passed():
             break
         verdict = crash(subject, undisturbed.state, point, scratch)

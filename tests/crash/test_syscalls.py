@@ -15,7 +15,7 @@ import yaml
 from host_under_test import HostUnderTest
 from module_runs import CAN_FAIL, Call, Ended, mutating
 from report import Budget
-from sweep import Reference, Verdict, spread
+from sweep import Reference, Verdict, mine, spread
 
 Tell = Callable[[str, Verdict], None]
 CASES = yaml.safe_load((Path(__file__).parent / "modules.yml").read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def test_every_call_of_every_module(
     faults: tuple[str, ...], part: float, converged: HostUnderTest, budget: Budget, seed: int, tell: Tell
 ) -> None:
     deadline, diverged = budget.share(part), []
-    for name in spread(sorted(MODULES), seed):
+    for name in spread(mine(sorted(MODULES)), seed):
         if deadline.passed():
             break
         diverged += sweep_module(ModuleOnHost(converged, name), faults, seed, 4 if budget.bounded else 10**6, tell)
