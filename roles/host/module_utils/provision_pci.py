@@ -24,8 +24,9 @@ _STATUS, _CAPABILITIES, _HAS_CAPABILITIES = 0x06, 0x34, 0x10
 _EXPRESS, _DEVICE_CONTROL = 0x10, 8  # the PCI Express capability; its device control register
 _EXTENDED, _ACS, _ACS_CONTROL = 0x100, 0x0D, 6
 _RELAXED_ORDERING, _READ_SHIFT, _READ_MASK = 0x0010, 12, 0x7000
-# Source validation, request and completion redirect, upstream forwarding: each sends peers' traffic up to the root.
-_REDIRECTS = 0x1D
+_REDIRECTS = 0x04 | 0x08  # requests, and completions, between devices go up to the root complex
+_KIND, _DOWNSTREAM = 2, 6  # the register with the kind of an Express port; a port of a switch that leads to devices
+BRIDGE, NO_IOMMU = "0x0604", "off"
 
 
 def device(address: str) -> Path:
@@ -52,9 +53,9 @@ def _identity(folder: str) -> tuple[str, str]:
 
 
 def devices(vendor: str, *kinds: str) -> list[str]:
-    """A vendor's devices, of these classes where any are named (such as `0x0302`), in the order of the bus."""
+    """A vendor's devices (all for ""), of these classes where any are named (`0x0302`), in the order of the bus."""
     found = ((address, *_identity(str(device(address)))) for address in addresses())
-    return [address for address, maker, kind in found if maker == vendor and (not kinds or kind in kinds)]
+    return [each for each, maker, kind in found if vendor in ("", maker) and (not kinds or kind in kinds)]
 
 
 def gpus() -> list[str]:
@@ -162,6 +163,13 @@ def relaxed_ordering(address: str) -> bool | None:
     return bool(found[1] & _RELAXED_ORDERING) if found else None
 
 
+def leads_down(address: str) -> bool:
+    """Whether a bridge is a switch's port towards devices."""
+    data = _config(address)
+    ports = [place + _KIND for kind, place in _capabilities(data) if kind == _EXPRESS]
+    return any(place < len(data) and data[place] >> 4 == _DOWNSTREAM for place in ports)
+
+
 def redirects(address: str) -> bool:
     """Whether a bridge sends what passes between the devices below it up to the root (ACS)."""
     data, place = _config(address), _EXTENDED
@@ -176,4 +184,4 @@ def redirects(address: str) -> bool:
 
 def iommu(address: str) -> str:
     """What the IOMMU does with a device: `off`, `identity` (passes it through) or the kind of translation."""
-    return word(address, "iommu_group/type") or "off"
+    return word(address, "iommu_group/type") or NO_IOMMU

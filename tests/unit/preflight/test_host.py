@@ -105,7 +105,7 @@ def test_interfaces() -> None:
 def space(kind: int, acs: int | None) -> bytes:
     """A bridge's configuration space, with a port of a kind, and access control set so."""
     data = bytearray(4096)
-    data[0x34] = 0x40
+    data[0x06], data[0x34] = 0x10, 0x40
     data[0x40:0x44] = struct.pack("<BBH", 0x10, 0, 2 | kind << 4)
     struct.pack_into("<I", data, 0x100, 0x0001 | 1 << 16 | 0x148 << 20)  # error reporting comes first
     if acs is not None:
@@ -113,17 +113,21 @@ def space(kind: int, acs: int | None) -> bytes:
     return bytes(data)
 
 
-def test_access_control_in_switches(tmp_path) -> None:
+def test_access_control_in_switches(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pci.pci, "SYS", tmp_path)
+    assert pci.look({}) == {"iommu": [], "acs_redirect": []}
     bridges = {"0": (6, 0x1D), "1": (6, 0), "2": (4, 0x1D), "3": (6, None)}
     for name, (kind, acs) in bridges.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "class").write_text("0x060400\n")
-        (tmp_path / name / "config").write_bytes(space(kind, acs))
-    (tmp_path / "9").mkdir()
-    (tmp_path / "9/class").write_text("0x030200\n")
-    assert list(pci.redirecting(str(tmp_path))) == ["0"]
-    assert list(pci.redirecting(str(tmp_path / "none"))) == []
-    assert pci.port_type(bytes(64)) == -1
+        folder = tmp_path / "bus/pci/devices" / name
+        folder.mkdir(parents=True)
+        (folder / "class").write_text("0x060400\n")
+        (folder / "config").write_bytes(space(kind, acs))
+    gpu = tmp_path / "bus/pci/devices/9/iommu_group"
+    gpu.mkdir(parents=True)
+    (gpu.parent / "vendor").write_text("0x10de\n")
+    (gpu.parent / "class").write_text("0x030200\n")
+    (gpu / "type").write_text("DMA-FQ\n")
+    assert pci.look({}) == {"iommu": ["DMA-FQ"], "acs_redirect": ["0"]}
 
 
 def test_active_mtus() -> None:
