@@ -15,6 +15,25 @@ from ansible.module_utils.provision_host import HostError, read_text, run
 # The long id of the key that signs NVIDIA's repositories for Debian and Ubuntu (file 3bf863cc.pub beside each of them).
 NVIDIA_KEY_ID = "A4B469963BF863CC"
 
+SLOWDOWNS = tuple(f"clocks_event_reasons.{name}" for name in ("sw_power_cap", "hw_slowdown", "sw_thermal_slowdown"))
+LIMITS = ("power.limit", "power.default_limit", "power.min_limit", "power.max_limit")
+MODES = (
+    "persistence_mode",
+    "compute_mode",
+    "ecc.mode.current",
+    "ecc.mode.pending",
+    "mig.mode.current",
+    "mig.mode.pending",
+)
+CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "utilization.gpu")
+# Memory's before graphics', as nvidia-smi -ac takes them. Deprecated: a driver may come that does not know them.
+APPLICATION = tuple(
+    f"clocks.{kind}.{part}" for kind in ("applications", "default_applications") for part in ("memory", "graphics")
+)
+KNOWN = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
+FIELDS = (*KNOWN, *APPLICATION)  # what the settings of a GPU are judged by
+TOGETHER = (*FIELDS, "compute_cap", "fabric.state", "fabric.status")
+
 
 class LibraryMismatchError(HostError):
     """The driver's libraries are of another version than the loaded kernel module, so nvidia-smi says nothing."""
@@ -76,7 +95,22 @@ def is_nouveau_busy() -> bool:
 
 
 def query_gpus(fields: Sequence[str], timeout_s: float | None = None) -> list[dict[str, str]]:
-    """One row per GPU with these fields of `nvidia-smi --query-gpu`, values without units; none without a driver."""
+    """One row per GPU with these fields of `nvidia-smi --query-gpu`, values without units; none without a driver.
+
+    What modules ask for is asked for together, in the same words each time: a verifier that remembers answers then has
+    all of them for one start of nvidia-smi, which takes longer than anything else that it does.
+    """
+    all_of_them = TOGETHER if set(fields) <= set(TOGETHER) else tuple(fields)
+    try:
+        rows = _query(all_of_them, timeout_s)
+    except HostError as error:
+        if all_of_them == tuple(fields) or "not a valid field" not in str(error):
+            raise
+        rows = _query(fields, timeout_s)  # a driver that does not know all of them
+    return [{field: row[field] for field in fields} for row in rows]
+
+
+def _query(fields: Sequence[str], timeout_s: float | None) -> list[dict[str, str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     asked = run(command, check=False, timeout_s=timeout_s)
     if asked.rc == 127:

@@ -5,26 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any, Iterator, NamedTuple, Sequence
 
-from ansible.module_utils.provision_driver import query_gpus
+from ansible.module_utils.provision_driver import APPLICATION, FIELDS, KNOWN, SLOWDOWNS, query_gpus
 from ansible.module_utils.provision_host import HostError, run
 
-SLOWDOWNS = tuple(f"clocks_event_reasons.{name}" for name in ("sw_power_cap", "hw_slowdown", "sw_thermal_slowdown"))
-LIMITS = ("power.limit", "power.default_limit", "power.min_limit", "power.max_limit")
-MODES = (
-    "persistence_mode",
-    "compute_mode",
-    "ecc.mode.current",
-    "ecc.mode.pending",
-    "mig.mode.current",
-    "mig.mode.pending",
-)
-CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "utilization.gpu")
-# Memory's before graphics', as nvidia-smi -ac takes them. Deprecated: a driver may come that does not know them.
-APPLICATION = tuple(
-    f"clocks.{kind}.{part}" for kind in ("applications", "default_applications") for part in ("memory", "graphics")
-)
-KNOWN = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
-FIELDS = (*KNOWN, *APPLICATION)
 BY_GPU = ("locked_clocks", "memory_clocks", "application_clocks", "power_limit")
 NOT_THERE = ("[N/A]", "N/A", "[Not Supported]")
 IDLE_BELOW_MHZ = 600  # idle cards of the Hopper and Ampere boards were seen between 210 and 480 MHz

@@ -20,6 +20,14 @@ RECORD = (
     ".provision"  # below the environment: what was asked for, what was installed, and everything with its size and mode
 )
 
+# Whether the tree at $1 is what its record lists, nothing touched since the stamp $2, all of it owned by $3:$4.
+AS_RECORDED = r"""
+cd "$1" && find . -path ./.provision -prune -o -name __pycache__ -type d -prune -o \
+  \( ! -uid "$3" -o ! -gid "$4" -o ! -type d \( -newermt "@$2" -o ! -newermt "@$(($2 - 1)).999999999" \) \) \
+  -printf 'changed\n' -o -type d -printf '%P\td %m\n' -o -printf '%P\t%s %m\n' \
+  | LC_ALL=C sort | cmp -s - .provision/files
+"""
+
 # $NEW is built and renamed to $TARGET. The stamp comes before anything is compiled, since compiled files carry it. They
 # are made now, because who runs in the environment later may not write there.
 BUILD = r"""

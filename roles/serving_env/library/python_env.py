@@ -9,8 +9,8 @@ import stat
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_host import Change, converge, read_text, sha256_text
-from ansible.module_utils.provision_python_env import RECORD, STAMP, build
+from ansible.module_utils.provision_host import Change, converge, read_text, run, sha256_text
+from ansible.module_utils.provision_python_env import AS_RECORDED, RECORD, STAMP, build
 from ansible.module_utils.provision_transient import after
 
 DOCUMENTATION = r"""
@@ -201,6 +201,16 @@ def installed_files(env: str) -> dict[str, str]:
     return found
 
 
+def is_as_recorded(env: str) -> bool:
+    """Whether everything is there as `installed_files` would list it, asked of `find`: in a third of the time.
+
+    It says yes only where it is sure; what differs, if anything does, is found out above.
+    """
+    return (
+        run(["sh", "-c", AS_RECORDED, "sh", env, str(STAMP), str(os.geteuid()), str(os.getegid())], check=False).rc == 0
+    )
+
+
 def record_is_touched(env: str) -> bool:
     """Whether somebody wrote in the record itself since the installation."""
     paths = (f"{env}/{RECORD}/{name}" for name in ("files", "lock.txt", "wanted.json"))
@@ -216,6 +226,8 @@ def differences(env: str, wanted: str) -> list[str]:
         return ["unfinished"]
     if read_text(f"{env}/{RECORD}/wanted.json") != wanted:
         return ["another list of packages"]
+    if is_as_recorded(env) and not record_is_touched(env) and os.path.exists(f"{env}/bin/python"):
+        return []
     listed = dict(line.rsplit("\t", 1) for line in recorded.splitlines())
     there = installed_files(env)
     lines = [f"{path or '.'}: missing" for path in listed.keys() - there.keys()]

@@ -246,11 +246,31 @@ def test_the_loaded_version_is_read(monkeypatch, text, version):
 
 
 def test_rows_of_nvidia_smi(monkeypatch):
-    answers = [Ran(0, "0, Enabled\n1, Disabled\n", ""), Ran(127, "", "")]
-    monkeypatch.setattr(provision_driver, "run", lambda *_, **__: answers.pop(0))
-    fields = ["index", "persistence_mode"]
-    assert provision_driver.query_gpus(fields)[1] == {"index": "1", "persistence_mode": "Disabled"}
-    assert provision_driver.query_gpus(fields) == []
+    asked = []
+
+    def smi(argv, **_):
+        asked.append(argv[1].partition("=")[2].split(","))
+        return Ran(0, "".join(", ".join(f"{field} {gpu}" for field in asked[-1]) + "\n" for gpu in (0, 1)), "")
+
+    monkeypatch.setattr(provision_driver, "run", smi)
+    wanted = {"persistence_mode": "persistence_mode 1", "index": "index 1"}
+    assert provision_driver.query_gpus(list(wanted))[1] == wanted
+    assert provision_driver.query_gpus(["fabric.state"])[0] == {"fabric.state": "fabric.state 0"}
+    assert asked[0] == asked[1]  # so that whoever remembers has both at once
+    assert provision_driver.query_gpus(["serial"]) == [{"serial": "serial 0"}, {"serial": "serial 1"}]
+    monkeypatch.setattr(provision_driver, "run", lambda *_, **__: Ran(127, "", ""))
+    assert provision_driver.query_gpus(list(wanted)) == []
+
+
+def test_a_driver_that_does_not_know_all_fields_is_asked_for_less(monkeypatch):
+    def smi(argv, **_):
+        unknown = 'Field "clocks.applications.memory" is not a valid field to query.\n\n'
+        return Ran(2, unknown, "") if "applications" in argv[1] else Ran(0, "Enabled\n", "")
+
+    monkeypatch.setattr(provision_driver, "run", smi)
+    assert provision_driver.query_gpus(["persistence_mode"]) == [{"persistence_mode": "Enabled"}]
+    with pytest.raises(HostError, match="not a valid field"):
+        provision_driver.query_gpus(provision_driver.FIELDS)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_an_environment_is_named_by_what_it_holds(module):
 
 def test_an_untouched_environment_is_left_alone(module, environment):
     (environment / "lib/pkg/__pycache__/b.pyc").write_text("compiled later")
+    assert module.is_as_recorded(str(environment))
     assert module.differences(str(environment), "wanted") == []
 
 
@@ -74,6 +75,10 @@ def relink(path, target):
         (lambda env: (env / "lib/pkg/new").mkdir(), ["lib/pkg/new: not installed by us"]),
         (lambda env: (env / ".provision/lock.txt").write_text("pkg==2\n"), [".provision: changed"]),
         (lambda env: (env / "lib/pkg/a.py").write_text("b"), ["lib/pkg/a.py: changed"]),
+        (lambda env: os.utime(env / "lib/pkg/a.py", (0, 0)), ["lib/pkg/a.py: changed"]),
+        (lambda env: os.utime(env / "lib/pkg/a.py", (946684800.5, 946684800.5)), ["lib/pkg/a.py: changed"]),
+        (lambda env: os.utime(env / "lib/pkg/a.py", (946684799.5, 946684799.5)), ["lib/pkg/a.py: changed"]),
+        (lambda env: (env / "lib/__pycache__").write_text(""), ["lib/__pycache__: not installed by us"]),
         (lambda env: (env / "lib/other.py").write_text(""), ["lib/other.py: not installed by us"]),
         (lambda env: (env / ".provision/files").unlink(), ["unfinished"]),
         (lambda env: (env / ".provision/wanted.json").write_text("x"), ["another list of packages"]),
