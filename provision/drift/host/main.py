@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     begin = time.monotonic()
     mended = _mend(asked) if asked.mend else {}
     receipts = _receipts(asked.receipts, _names(asked.stages))
+    if not asked.mend:
+        steps.ask_together(step for receipt in receipts.values() for step in receipt.get("steps", ()))
     verified = {name: _stage(receipt, asked) for name, receipt in receipts.items()}
     if asked.metrics:
         from provision.drift.host import metrics  # noqa: PLC0415 - as below: imported by those who use it alone

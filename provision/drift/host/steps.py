@@ -13,7 +13,7 @@ import io
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,6 +72,13 @@ def prepare(mends: bool = False) -> None:
     units = importlib.import_module("ansible.module_utils.provision_units")
     # systemd has read these very texts before they were put in place; to have it read them again takes half a second.
     vars(units)["verify"] = lambda _units, _check_mode: None
+
+
+def ask_together(steps: Iterable[dict[str, Any]]) -> None:
+    """Have systemd asked once for the units of all these steps, which are only verified."""
+    units = importlib.import_module("ansible.module_utils.provision_units")
+    listed = (step["params"]["units"] for step in steps if step["module"] == "systemd_units")
+    units.TOGETHER[:] = sorted({unit["name"] for listing in listed for unit in listing})
 
 
 def hold() -> None:

@@ -28,18 +28,21 @@ PLAIN = re.compile(r"[A-Za-z0-9_./@:+-]+")
 # How systemd-analyze speaks of a program, and of a unit, that does not exist.
 NOT_THERE_YET = re.compile(r"is not executable: No such file|: Unit \S+ not found\.")
 UP = ("active", "activating", "reloading")
+# Units that a verifier asks for in several steps: who asks for some of them asks for all, in words that it remembers.
+TOGETHER: list[str] = []
 
 
 def observe(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """The properties of units as systemd has them loaded, by name; one call for all, since each costs a fork."""
-    shown = run(["systemctl", "show", *names, *(f"--property={key}" for key in PROPERTIES)], check=False)
+    asked = TOGETHER if set(names) <= set(TOGETHER) else names
+    shown = run(["systemctl", "show", *asked, *(f"--property={key}" for key in PROPERTIES)], check=False)
     if shown.rc != 0:
         raise HostError(f"systemd does not answer on this host ({shown.err.strip()}). Units need systemd as PID 1.")
     blocks = [
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for block in shown.out.strip().split("\n\n")
     ]
-    return dict(zip(names, blocks))  # noqa: B905  Python 3.9
+    return {name: block for name, block in zip(asked, blocks) if name in names}  # noqa: B905  Python 3.9
 
 
 class Systemd:

@@ -60,6 +60,23 @@ def test_what_stands_is_said_to_stand(verifier, text_file, tmp_path) -> None:
     assert stage["sealed"].endswith("Z")
 
 
+def test_systemd_is_asked_once_for_the_units_of_all_stages(verifier, tmp_path, monkeypatch) -> None:
+    systemctl = tmp_path / "bin/systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n'
+        'for word; do case $word in *.service) printf "LoadState=not-found\\nActiveState=inactive\\nNeedDaemonReload=no\\n\\n" ;; esac; done\n'
+    )
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    for stage, name in (("host", "b.service"), ("gpu", "a.service")):
+        verifier.seal(stage, ("systemd_units", {"units": [{"name": name, "state": "absent"}]}, {}))
+    found = verifier.stages("--stages", "host,gpu")
+    assert [(stage["changes"], stage["error"]) for stage in found.values()] == [([], None)] * 2
+    asked = [line.split(" --")[0] for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [line for line in asked if line.startswith("show")] == ["show a.service b.service"]
+
+
 def test_a_change_is_told_as_a_bootstrap_would_tell_it(verifier, text_file, tmp_path) -> None:
     (tmp_path / "file").write_text("other\n")
     verifier.seal("host", text_file())

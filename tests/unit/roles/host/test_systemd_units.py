@@ -264,4 +264,7 @@ def test_texts_in_place_are_not_verified_again(host, monkeypatch):
 def test_properties_of_several_units_are_told_apart(monkeypatch):
     shown = "LoadState=loaded\nActiveState=active\n\nLoadState=not-found\nActiveState=inactive\n"
     monkeypatch.setattr(units, "run", lambda *_, **__: Ran(0, shown, ""))
-    assert units.observe(["a", "b"])["b"] == {"LoadState": "not-found", "ActiveState": "inactive"}
+    gone = {"LoadState": "not-found", "ActiveState": "inactive"}
+    assert units.observe(["a", "b"])["b"] == gone
+    monkeypatch.setattr(units, "TOGETHER", ["a", "b"])
+    assert units.observe(["b"]) == {"b": gone}
