@@ -166,6 +166,8 @@ FLAVOURS = {
     "open": r"nvidia-open(-\d+)?|nvidia-kernel-open-dkms|nvidia-(dkms|driver|kernel-source)(-\d+)?-open",
     "proprietary": r"cuda-drivers(-\d+)?|nvidia-kernel-dkms|nvidia-dkms(-\d+)?|nvidia-(driver|kernel-source)-\d+",
 }
+# Speaks to any driver; hwloc (Open MPI) brings it along, from Ubuntu's archive in a version of its own (510.47.03).
+ANY_DRIVER = ("libxnvctrl0",)
 FABRIC = r"nvidia-fabric-?manager(-dev)?(-\d+)?|libnvidia-nscq(-\d+)?"
 
 
@@ -180,6 +182,7 @@ def drivers_own(present: dict[str, Package], family: list[str]) -> dict[str, Pac
         name: package
         for name, package in present.items()
         if in_family(name, family)
+        and name not in ANY_DRIVER
         and not name.startswith(PINNING)
         and re.match(r"\d{3}\.\d+(\.\d+)?-", package.version)
     }
@@ -343,10 +346,11 @@ def is_other_loaded(wanted: dict[str, Any]) -> bool:
 def missing_change(wanted: dict[str, Any], missing: dict[str, str], present: dict[str, Package]) -> Iterator[Change]:
     """What is to be installed, as a change."""
     if missing:
-        differing = sorted(name for name in missing if name in present)
-        verb = f"Changed {', '.join(differing)}" if differing else f"Installed {', '.join(sorted(missing))}"
+        new, differing = (sorted(name for name in missing if (name in present) is there) for there in (False, True))
+        parts = [f"Changed {', '.join(differing)} to driver {wanted['version']}."] if differing else []
+        parts += [f"Installed {', '.join(new)} of driver {wanted['version']}."] if new else []
         yield Change(
-            f"{verb} {'to' if differing else 'of'} driver {wanted['version']}.",
+            " ".join(parts),
             lambda: None,
             "packages of the driver",
             "".join(f"{name}: {present[name].version if name in present else 'absent'}\n" for name in sorted(missing)),

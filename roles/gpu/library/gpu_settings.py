@@ -14,6 +14,7 @@ from ansible.module_utils.provision_gpu import (
     Setting,
     as_range,
     differing,
+    is_mig_at_once,
     read_gpus,
     refuse_unknown,
     refuse_unlisted,
@@ -215,12 +216,16 @@ def remember(wanted: dict[str, Any], rows: list[dict[str, str]], before: dict[st
     write_file(RECORD, json.dumps(after, indent=1) + "\n")
 
 
-def pending(rows: list[dict[str, str]], wanted: dict[str, Any]) -> list[str]:
-    """Modes that are asked for and not there yet: they wait for a reset or a reboot."""
+def pending(rows: list[dict[str, str]], wanted: dict[str, Any], check_mode: bool) -> list[str]:
+    """Modes that are asked for and not there yet: they wait for a reset or a reboot.
+
+    Check mode asks for nothing, so it leaves out what will not wait: MIG of a card that changes it at once.
+    """
     sentences = []
     for name in ("ecc", "mig"):
         word = "Enabled" if wanted[name] else "Disabled"
-        late = [row["index"] for row in rows if row[f"{name}.mode.current"] not in ("[N/A]", word)]
+        waiting = [row for row in rows if not (check_mode and name == "mig" and is_mig_at_once(row))]
+        late = [row["index"] for row in waiting if row[f"{name}.mode.current"] not in ("[N/A]", word)]
         if late:
             sentences.append(
                 f"{name.upper()} mode of {gpus(late)} becomes {word} with the next reset of the GPU or reboot."
@@ -250,7 +255,7 @@ def main() -> None:
     rows: list[dict[str, str]] = []
 
     def facts() -> dict[str, list[str]]:
-        waiting = pending(rows, wanted)
+        waiting = pending(rows, wanted, module.check_mode)
         for sentence in waiting:
             module.warn(sentence)
         return {"pending": waiting}

@@ -30,9 +30,9 @@ CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "utilization.gpu")
 APPLICATION = tuple(
     f"clocks.{kind}.{part}" for kind in ("applications", "default_applications") for part in ("memory", "graphics")
 )
-KNOWN = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
+KNOWN = ("index", "compute_cap", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
 FIELDS = (*KNOWN, *APPLICATION)  # what the settings of a GPU are judged by
-TOGETHER = (*FIELDS, "compute_cap", "fabric.state", "fabric.status")
+TOGETHER = (*FIELDS, "fabric.state", "fabric.status")
 
 
 class LibraryMismatchError(HostError):

@@ -15,10 +15,10 @@ from ansible.module_utils.provision_driver import (
     is_nouveau_busy,
     loaded_module,
     next_kernel,
-    number,
     query_gpus,
     told_apart,
 )
+from ansible.module_utils.provision_gpu import is_mig_at_once
 from ansible.module_utils.provision_host import Change, HostError, converge, read_text
 
 DOCUMENTATION = r"""
@@ -105,7 +105,6 @@ pending:
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 ASKED, ASKED_BY = "/run/reboot-required", "/run/reboot-required.pkgs"
-MIG_AT_ONCE = (9, 0)  # compute capability: since Hopper MIG changes without a reset
 
 
 def boot_id() -> str:
@@ -151,7 +150,7 @@ def gpu_reasons(modes: dict[str, Any], check_mode: bool) -> Iterator[str]:
             for row in rows
             if row[f"{name}.mode.current"] not in ("[N/A]", word)
             and (row[f"{name}.mode.pending"] == word or check_mode)
-            and not (name == "mig" and number(row["compute_cap"]) >= MIG_AT_ONCE)
+            and not (name == "mig" and is_mig_at_once(row))
         ]
         if late:
             yield f"{name.upper()} mode of GPU{'s' if len(late) > 1 else ''} {', '.join(late)} waits to become {word}"

@@ -52,6 +52,19 @@ def test_a_package_upgraded_behind_our_back_is_brought_back(driver):
     assert actions(driver)[0] == "Changed libnvidia-nscq to driver 580.126.20."
 
 
+def test_what_an_upgrade_adds_is_told_too(driver):
+    driver.state["packages"] = {"libcuda1": Package("580.95.05-1", held=True)}
+    assert actions(driver)[0] == (
+        "Changed libcuda1 to driver 580.126.20. Installed nvidia-fabricmanager, nvidia-open of driver 580.126.20."
+    )
+
+
+def test_a_library_that_fits_any_driver_is_left_alone(driver):
+    # As seen on a host with H200: hwloc brought it along, from Ubuntu's archive.
+    driver.state["packages"] |= {"libxnvctrl0": Package("510.47.03-0ubuntu4.24.04.1", held=False)}
+    assert actions(driver, family=[*WANTED["family"], "libxnvctrl*"]) == []
+
+
 def test_a_package_that_stopped_half_way_is_finished(driver):
     driver.state["packages"]["libcuda1"] = RIGHT._replace(whole=False)
     assert actions(driver)[0] == "Changed libcuda1 to driver 580.126.20."
