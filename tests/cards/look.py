@@ -217,7 +217,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     print(seen["findings.txt"], *(f"WRONG: {line}\n" for line in wrong), sep="", end="")
-    print("· " + ("something is wrong" if wrong else "all settings of the cards are as before, and no file was written"))
+    print(
+        "· " + ("something is wrong" if wrong else "all settings of the cards are as before, and no file was written")
+    )
     sys.exit(1 if wrong else 0)
 
 
