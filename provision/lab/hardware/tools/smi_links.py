@@ -78,9 +78,14 @@ def peers(hardware: state.Hardware) -> list[str]:
 
 
 def status(hardware: state.Hardware, cards: list[state.Gpu]) -> list[str]:
-    """`nvlink --status`: the speed of each link; links through NVSwitches stay down until Fabric Manager is done."""
+    """`nvlink --status`: the speed of each link; links through NVSwitches stay down until Fabric Manager is done.
+
+    Of a card that has none, nothing is said at all.
+    """
     card = hardware["profile"]["gpus"]
-    lines = []
+    lines: list[str] = []
+    if not card["nvlinks"]:
+        return lines
     for gpu in cards:
         lines.append(f"GPU {gpu['index']}: {card['name']} (UUID: {gpu['uuid']})")
         speed = "<inactive>" if gpu["fabric"] not in ("Completed", "N/A") else f"{card['nvlink_gb_s']} GB/s"

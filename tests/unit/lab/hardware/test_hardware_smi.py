@@ -67,6 +67,46 @@ def test_links_are_the_recorded_ones(recorded_host):
     assert recorded_host.smi("nvlink", "--status") == (RECORDED / "nvlink.txt").read_text(encoding="utf-8")
 
 
+H100 = {"name": "NVIDIA H100 80GB HBM3", "nvlinks": 0, "pci_device": "0x2330", "pci_subsystem": "0x16c1"}
+H100 |= {"vbios": "96.00.DA.00.0C", "board_part": "695-2G520-0200-000", "gpu_part": "2330-885-A1"}
+H100 |= {"inforom": "G520.0200.00.05"}
+CPUS = {"h200x2": "0-31", "h100x1": "0-15"}
+
+
+@pytest.fixture
+def like_real(real, ready):
+    """A simulated machine with the cards of a recorded one."""
+    host = ready("8xh200-141" if real.name == "h200x2" else "8xh800-80")
+    with host.change() as hardware:
+        profile, cards = hardware["profile"], hardware["gpus"]
+        del cards[len(real.probe["gpus"]) :]
+        profile["gpus"] |= {"count": len(cards)} | (H100 if real.name == "h100x1" else {})
+        profile.update(rdma=[], numa_nodes=[CPUS[real.name]])
+        for place, (gpu, module) in enumerate(zip(cards, (6, 8), strict=False)):
+            gpu.update(bus_id=f"0000:00:0{6 + place}.0", module_id=module, serial=f"{3 * place + 1:013}")
+            gpu.update(uuid=f"GPU-00000000-0000-0000-0000-{3 * place + 2:012}", pdi=f"0x{3 * place + 3:016}")
+            gpu.update(fabric="Completed" if real.name == "h200x2" else "N/A")
+    return host
+
+
+def settled(asked, text):
+    """An answer without the values of the moment."""
+    if asked[0] == "-q":
+        return still(text)
+    fields = asked[0].removeprefix("--query-gpu=").split(",")
+    moves = [place for place, name in enumerate(fields) if re.search("power.draw|temperature|clocks.*sm$", name)]
+    rows = [line.split(", ") for line in text.splitlines()]
+    return [[cell for place, cell in enumerate(row) if place not in moves] for row in rows]
+
+
+def test_every_question_of_ours_is_answered_as_real_cards_do(real, like_real):
+    assert len(real.queries) > 8
+    for asked in real.queries:
+        done = like_real.run("nvidia_smi", *asked["argv"])
+        assert done.returncode == asked["rc"]
+        assert settled(asked["argv"], done.stdout) == settled(asked["argv"], asked["out"]), asked["argv"]
+
+
 def test_query_prints_canonical_names_and_units(recorded_host):
     wanted = "index,name,uuid,pci.bus_id,persistence_mode,memory.total,power.limit,clocks.sm,fabric.state,fan.speed"
     assert recorded_host.smi(f"--query-gpu={wanted}", "--format=csv", "-i", "0").splitlines() == [
