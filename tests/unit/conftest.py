@@ -20,11 +20,25 @@ class Real:
         self.queries: list[dict[str, Any]] = told["queries"]
 
     def run(self, argv: Sequence[str], **_: object) -> SimpleNamespace:
-        """What nvidia-smi answered to exactly this; other programs are not there."""
+        """What nvidia-smi answered to this; other programs are not there."""
         if argv[0] != "nvidia-smi":
             return SimpleNamespace(rc=127, out="", err=f"{argv[0]} is not installed")
+        if argv[1].startswith("--query-gpu="):
+            fields = argv[1].partition("=")[2].split(",")
+            lines = (", ".join(row[field] for field in fields) for row in self.cards())
+            return SimpleNamespace(rc=0, out="".join(f"{line}\n" for line in lines), err="")
         (asked,) = (each for each in self.queries if each["argv"] == list(argv[1:]))
         return SimpleNamespace(rc=asked["rc"], out=asked["out"], err=asked["err"])
+
+    def cards(self) -> list[dict[str, str]]:
+        """Every field that a recorded question asked for, of each card: modules may ask for others of them together."""
+        found: list[dict[str, str]] = [{} for _ in self.probe["gpus"]]
+        for asked in self.queries:
+            what, _, fields = asked["argv"][0].partition("=")
+            if what == "--query-gpu":
+                for card, line in zip(found, asked["out"].splitlines(), strict=True):
+                    card.update(zip(fields.split(","), line.split(", "), strict=True))
+        return found
 
     def read(self, path: str) -> str | None:
         return self.files.get(path)

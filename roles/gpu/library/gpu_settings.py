@@ -8,13 +8,12 @@ import time
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_driver import LibraryMismatchError
+from ansible.module_utils.provision_driver import LibraryMismatchError, is_mig_at_once, query_gpus
 from ansible.module_utils.provision_gpu import (
     BY_GPU,
     Setting,
     as_range,
     differing,
-    is_mig_at_once,
     read_gpus,
     refuse_unknown,
     refuse_unlisted,
@@ -224,8 +223,10 @@ def pending(rows: list[dict[str, str]], wanted: dict[str, Any], check_mode: bool
     sentences = []
     for name in ("ecc", "mig"):
         word = "Enabled" if wanted[name] else "Disabled"
-        waiting = [row for row in rows if not (check_mode and name == "mig" and is_mig_at_once(row))]
-        late = [row["index"] for row in waiting if row[f"{name}.mode.current"] not in ("[N/A]", word)]
+        late = [row["index"] for row in rows if row[f"{name}.mode.current"] not in ("[N/A]", word)]
+        if late and name == "mig" and check_mode:
+            at_once = {row["index"] for row in query_gpus(["index", "compute_cap"]) if is_mig_at_once(row)}
+            late = [index for index in late if index not in at_once]
         if late:
             sentences.append(
                 f"{name.upper()} mode of {gpus(late)} becomes {word} with the next reset of the GPU or reboot."

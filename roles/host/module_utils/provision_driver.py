@@ -30,9 +30,9 @@ CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "utilization.gpu")
 APPLICATION = tuple(
     f"clocks.{kind}.{part}" for kind in ("applications", "default_applications") for part in ("memory", "graphics")
 )
-KNOWN = ("index", "compute_cap", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
+KNOWN = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
 FIELDS = (*KNOWN, *APPLICATION)  # what the settings of a GPU are judged by
-TOGETHER = (*FIELDS, "fabric.state", "fabric.status")
+TOGETHER = (*FIELDS, "compute_cap", "fabric.state", "fabric.status")
 
 
 class LibraryMismatchError(HostError):
@@ -86,6 +86,14 @@ def next_kernel() -> str:
 def number(version: str) -> tuple[int, ...]:
     """A version to compare with others."""
     return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+MIG_AT_ONCE = (9, 0)  # compute capability: since Hopper MIG changes without a reset
+
+
+def is_mig_at_once(row: dict[str, str]) -> bool:
+    """Whether a card, as a row with its `compute_cap`, is split into instances without a reset."""
+    return number(row["compute_cap"]) >= MIG_AT_ONCE
 
 
 def is_nouveau_busy() -> bool:

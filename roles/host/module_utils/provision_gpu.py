@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any, Iterator, NamedTuple, Sequence
 
-from ansible.module_utils.provision_driver import APPLICATION, FIELDS, KNOWN, SLOWDOWNS, number, query_gpus
+from ansible.module_utils.provision_driver import APPLICATION, FIELDS, KNOWN, SLOWDOWNS, query_gpus
 from ansible.module_utils.provision_host import HostError, run
 
 BY_GPU = ("locked_clocks", "memory_clocks", "application_clocks", "power_limit")
 NOT_THERE = ("[N/A]", "N/A", "[Not Supported]")
-MIG_AT_ONCE = (9, 0)  # compute capability: since Hopper MIG changes without a reset
 IDLE_BELOW_MHZ = 600  # idle cards of the Hopper and Ampere boards were seen between 210 and 480 MHz
 
 
@@ -32,11 +31,6 @@ def read_gpus() -> list[dict[str, str]]:
         if "not a valid field" not in str(error) or "applications" not in str(error):
             raise
     return [{**row, **dict.fromkeys(APPLICATION, "[N/A]")} for row in query_gpus(KNOWN)]
-
-
-def is_mig_at_once(row: dict[str, str]) -> bool:
-    """Whether a card splits itself into instances without a reset."""
-    return number(row["compute_cap"]) >= MIG_AT_ONCE
 
 
 def value_for(values: dict[str, Any], index: str) -> str:

@@ -12,13 +12,13 @@ from ansible.module_utils.provision_driver import (
     KernelModule,
     LibraryMismatchError,
     built_module,
+    is_mig_at_once,
     is_nouveau_busy,
     loaded_module,
     next_kernel,
     query_gpus,
     told_apart,
 )
-from ansible.module_utils.provision_gpu import is_mig_at_once
 from ansible.module_utils.provision_host import Change, HostError, converge, read_text
 
 DOCUMENTATION = r"""

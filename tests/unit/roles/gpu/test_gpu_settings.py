@@ -204,10 +204,10 @@ def test_what_waits_for_a_reset_is_told_once(settings):
 
 
 @pytest.mark.parametrize(("card", "is_told"), [("8.0", True), ("9.0", False)])
-def test_mig_of_a_card_that_changes_it_at_once_is_not_foretold_to_wait(settings, card, is_told):
-    row = {**CARD, "compute_cap": card}
-    assert bool(settings.pending([row], {**WANTED, "mig": True}, True)) is is_told
-    assert settings.pending([row], {**WANTED, "mig": True}, False)  # asked for, and not there: a client holds the card
+def test_mig_of_a_card_that_changes_it_at_once_is_not_foretold_to_wait(settings, monkeypatch, card, is_told):
+    monkeypatch.setattr(settings, "query_gpus", lambda fields: [{"index": "3", "compute_cap": card}])
+    assert bool(settings.pending([CARD], {**WANTED, "mig": True}, True)) is is_told
+    assert settings.pending([CARD], {**WANTED, "mig": True}, False)  # asked for, and not there: a client holds the card
 
 
 def test_a_card_without_application_clocks_names_what_to_use_instead():
