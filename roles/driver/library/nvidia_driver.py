@@ -411,7 +411,7 @@ def plan_module(wanted: dict[str, Any]) -> Iterator[Change]:
         yield Change("Loaded the kernel module nvidia.", load, *words)
 
 
-def refuse(wanted: dict[str, Any], host: str) -> None:
+def refuse(wanted: dict[str, Any]) -> None:
     """Stop before anything is touched, where what is wanted cannot be, or must not be yet."""
     version, minimum = wanted["version"], wanted["minimum"]
     if minimum and number(version) < number(minimum):
@@ -429,14 +429,14 @@ def refuse(wanted: dict[str, Any], host: str) -> None:
         asked = KernelModule(version, wanted["kernel_modules"])
         raise HostError(
             f"{told_apart(loaded_module(), asked).capitalize()}: that takes a reboot, which is not allowed. "
-            f"Nothing was changed. When {host} may reboot: set reboot_allowed: true for it and run "
-            f"provision bootstrap INVENTORY --limit {host}"
+            "Nothing was changed. When this host may reboot: set reboot_allowed: true for it and run provision "
+            "bootstrap INVENTORY --limit with its name in the inventory."
         )
 
 
 def plan(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
     """Repository, packages, hold, kernel module."""
-    refuse(wanted, os.uname().nodename)
+    refuse(wanted)
     yield from plan_repository(wanted, check_mode)
     yield from plan_pinning(wanted)
     yield from plan_packages(wanted)

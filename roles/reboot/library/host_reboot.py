@@ -173,13 +173,12 @@ def refuse_without_module(wanted: dict[str, Any]) -> None:
 def plan(wanted: dict[str, Any], check_mode: bool, waiting: list[str]) -> Iterator[Change]:
     """The reboot, if there is a reason; `waiting` receives the reasons of one that is not allowed."""
     needed, others = list(driver_reasons(wanted)), list(other_reasons(wanted, check_mode))
-    host = os.uname().nodename
     if wanted["after"]:
         verify(wanted["after"], needed + others)
     elif needed and not wanted["allowed"]:
         raise HostError(
-            f"A reboot is needed, since {'; '.join(needed)}; it is not allowed. When {host} may reboot: set "
-            f"reboot_allowed: true for it and run provision bootstrap INVENTORY --limit {host}"
+            f"A reboot is needed, since {'; '.join(needed)}; it is not allowed. When this host may reboot: set "
+            "reboot_allowed: true for it and run provision bootstrap INVENTORY --limit with its name in the inventory."
         )
     elif not wanted["allowed"]:
         waiting += others

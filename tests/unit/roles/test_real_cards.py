@@ -92,6 +92,9 @@ def test_when_they_need_a_reboot(real, role_module):
     (change,) = module.plan({**wanted, "driver": "580.178.04", "gpu_modes": {"ecc": False, "mig": True}}, True, [])
     why = f"driver {LOADED} is loaded, 580.178.04 is wanted; ECC mode of {GPUS[real.name]} waits to become Disabled"
     assert change.action == f"Rebooted: {why}."
+    # There the inventory called the machine otherwise than it calls itself, and the command told would have found no host.
+    with pytest.raises(HostError, match=r"--limit with its name in the inventory\.$"):
+        list(module.plan({**wanted, "driver": "580.178.04", "allowed": False}, True, []))
 
 
 def test_where_they_sit(real, role_module, monkeypatch):
