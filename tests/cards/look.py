@@ -37,7 +37,8 @@ from provision.ssh.fit import python_of  # noqa: E402
 STAND_IN = Path(__file__).parent / "stand_in"
 STAGES = "driver,gpu,cuda,rdma"
 # Lines of `nvidia-smi -q` that move by themselves, and the sections of which every line does.
-MOVES = re.compile(r"\s*(Timestamp|Tx Throughput|Rx Throughput|Performance State|Used|Free|.*Temp|.*Power Draw)\s*:")
+READINGS = "Timestamp|Tx Throughput|Rx Throughput|Performance State|Used|Free|Processes|.*Temp|.*Power Draw"
+MOVES = re.compile(rf"\s*({READINGS}|.*Correctable.*|Replays Since Reset)\s*:")
 MOVING = ("Clocks", "Utilization", "Clocks Event Reasons", "Clocks Event Reasons Counters", "Processes")
 IDENTIFIES = ("Serial Number", "GPU UUID", "GPU PDI", "Chassis Serial Number", "GPU Fabric GUID", "ClusterUUID")
 KEPT = ("/etc", "/boot", "/opt", "/var/lib/provision", "/run/provision")  # where the roles write
