@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from provision.content import content_root
+from provision.content import content_root, parsed
 from provision.converge.stages import STAGES
 from provision.drift import verifier_text
 from provision.inventory import Fleet, Host
@@ -160,7 +160,7 @@ def _definitions() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted((content_root() / "roles").glob("*/*/main.yml")):
         if path.parent.name in ("defaults", "vars"):
-            for name, value in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items():
+            for name, value in (parsed(path.read_text(encoding="utf-8")) or {}).items():
                 found[name] = found.get(name, "") + "\n" + yaml.safe_dump(value, allow_unicode=True, width=10_000)
     return found
 
@@ -191,7 +191,7 @@ def _included(role: str) -> set[str]:
     for path in (content_root() / "roles" / role).rglob("*.yml"):
         text = path.read_text(encoding="utf-8")
         said = [line for line in text.splitlines() if "role_path" in line]
-        for task in (yaml.safe_load(text) or []) if path.parent.name == "tasks" else []:
+        for task in (parsed(text) or []) if path.parent.name == "tasks" else []:
             shown = json.dumps({key: value for key, value in task.items() if key != "name"})
             said += [shown] if re.search("include_role|import_role", shown) else []
         found |= names & set(WORD.findall("\n".join(said)))

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from provision.content import parsed
 
 ANSIBLE_BOOLEANS = {"yes", "no", "true", "false", "on", "off", "y", "n", "t", "f", "1", "0"}
 FREE_PREFIXES = ("ansible_", "vault_", "local_", "lab_")
@@ -178,4 +178,4 @@ def _spec(name: str, role: str, option: Mapping[str, Any]) -> Spec:
 def _yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return parsed(path.read_text(encoding="utf-8")) or {}
