@@ -41,7 +41,7 @@ def _ports(adapter: Path, mtus: Mapping[tuple[str, int], int]) -> Iterator[dict[
             "link_layer": (read_text(str(port / "link_layer")) or "").strip(),
             "firmware": (read_text(str(adapter / "fw_ver")) or "").strip(),
             "adapter": (read_text(str(adapter / "hca_type")) or "").strip(),
-            "address": device.name,
+            "address": device.name if device.exists() else "",  # Soft-RoCE has no place on the bus
             "numa": (read_text(str(device / "numa_node")) or "-1").strip(),
             "interfaces": links,
             "mtu": mtus.get((adapter.name, int(port.name)), 0),

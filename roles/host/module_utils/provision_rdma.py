@@ -83,6 +83,12 @@ def _gids(port: Path) -> Iterator[Gid]:
             yield Gid(int(name), kind, ipaddress.IPv6Address(text), _said(port / "gid_attrs/ndevs" / name))
 
 
+def _address(device: Path) -> str:
+    """Where an adapter sits on the bus; empty for Soft-RoCE, which the kernel makes in software: it has no place."""
+    link = device / "device"
+    return os.path.basename(os.readlink(link)) if link.is_symlink() else ""
+
+
 def ports() -> list[Port]:
     """Every RDMA port of the host, in the order of the devices' names."""
     found = []
@@ -99,7 +105,7 @@ def ports() -> list[Port]:
                 Port(
                     device,
                     int(number),
-                    os.path.basename(os.readlink(root / device / "device")),
+                    _address(root / device),
                     layer,
                     _said(folder / "state"),
                     _said(folder / "phys_state"),
@@ -177,6 +183,9 @@ def _left_out(found: Sequence[Port], wanted: dict[str, Any], interface: str) -> 
     if wanted["devices"]:
         named = {port.name for port in found if _names(port) & set(wanted["devices"])}
         return {**{port.name: "rdma_devices names others" for port in found if port.name not in named}, **why}
+    if any(port.pci for port in found):
+        made = [port.name for port in found if not port.pci and port.name not in why]
+        why.update(dict.fromkeys(made, "the kernel makes it in software, and this host has adapters"))
     rest = [port for port in found if port.name not in why]
     if any(port.link_layer == INFINIBAND for port in rest):
         roce = [port for port in rest if port.link_layer != INFINIBAND]

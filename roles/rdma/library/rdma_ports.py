@@ -215,10 +215,15 @@ def roce_interfaces(used: Sequence[Choice]) -> dict[str, Port]:
     return {name: port for port in roce for name in port.interfaces}
 
 
+def adapters(used: Sequence[Choice]) -> list[str]:
+    """Where the adapters of the ports sit on the bus; those made in software have no registers."""
+    return sorted({choice.port.pci for choice in used} - {""})
+
+
 def setting_changes(wanted: dict[str, Any], used: Sequence[Choice]) -> Iterator[Change]:
     """Read requests and MTU, where the inventory asks for them."""
     size, mtu = wanted["max_read_request"], wanted["mtu"]
-    for address in sorted({choice.port.pci for choice in used}) if size else ():
+    for address in adapters(used) if size else ():
         now = pci.max_read_request(address)
         if not now:
             raise HostError(f"The size of read requests of {address} cannot be read. Set rdma_max_read_request: 0.")
@@ -242,7 +247,7 @@ def script_text(wanted: dict[str, Any], used: Sequence[Choice]) -> str:
     lines = []
     if wanted["max_read_request"]:
         value = pci.read_request_bits(wanted["max_read_request"]) << 12
-        addresses = sorted({choice.port.pci for choice in used})
+        addresses = adapters(used)
         lines += [f"setpci -s {address} CAP_EXP+8.w={value:x}:7000 || failed=1\n" for address in addresses]
     if wanted["mtu"]:
         names = sorted(roce_interfaces(used))
@@ -276,7 +281,7 @@ def refuse_down(used: Sequence[Choice]) -> None:
 def obstacles(used: Sequence[Choice]) -> Iterator[str]:
     """What slows down or hinders traffic between ports and GPUs, each with what to do."""
     cards = pci.gpus()
-    addresses = sorted({choice.port.pci for choice in used} | set(cards)) if used and cards else []
+    addresses = sorted({*adapters(used), *cards}) if used and cards else []
     kinds = {address: pci.iommu(address) for address in addresses}
     translated = [address for address, kind in kinds.items() if kind not in ("off", "identity")]
     if translated:

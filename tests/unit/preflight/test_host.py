@@ -10,6 +10,7 @@ import struct
 import threading
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +135,15 @@ def test_active_mtus() -> None:
     text = "hca_id:\tmlx5_0\n\tfw_ver:\t28.43\n\t\tport:\t1\n\t\t\tactive_mtu:\t4096 (5)\nhca_id:\tmlx5_1\n\t\tport:\t1\n\t\t\tactive_mtu:\t1024 (3)\n"
     assert rdma.active_mtus(text) == {("mlx5_0", 1): 4096, ("mlx5_1", 1): 1024}
     assert rdma.active_mtus("No IB devices found\n") == {}
+
+
+def test_soft_roce_has_no_place_on_the_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdma, "ADAPTERS", tmp_path)
+    monkeypatch.setattr(rdma, "run", lambda *_arguments, **_options: SimpleNamespace(out=""))
+    (tmp_path / "rxe0/ports/1").mkdir(parents=True)
+    (tmp_path / "rxe0/ports/1/state").write_text("4: ACTIVE\n")
+    (port,) = rdma.look({})["ports"]
+    assert (port["address"], port["state"], port["numa"]) == ("", "ACTIVE", "-1")
 
 
 DUMP = """\

@@ -46,6 +46,12 @@ class Server:
     def gpu(self, steps: str, numa: int = 0, **more) -> str:
         return self.device(steps, NVIDIA, numa, **more)
 
+    def soft(self, name: str, gids=()) -> None:
+        """A port that the kernel makes in software: like any other, but that it has no place on the bus."""
+        self.port(name, f"pci0000:00/{name}", layer="Ethernet", gids=gids)
+        (self.root / f"class/infiniband/{name}/device").unlink()
+        (self.root / f"bus/pci/devices/{name}").unlink()
+
     def port(
         self, name: str, steps: str, numa=0, layer="InfiniBand", state="4: ACTIVE", net="", gids=(), number=1
     ) -> None:

@@ -47,8 +47,11 @@ def make(module, addresses, tmp_path):
     return make
 
 
+NO_WISHES = {"devices": [], "exclude": []}
+
+
 def used(*arguments, **more):
-    wanted = {"devices": [], "exclude": [], **more}
+    wanted = NO_WISHES | more
     choices = provision_rdma.choose(provision_rdma.ports(), wanted, *(arguments or ("eno1",)))
     return {choice.port.name: choice.why if choice.used else None for choice in choices}
 
@@ -255,6 +258,17 @@ def test_a_host_whose_one_roce_bond_carries_all(server, make, addresses):
     found = make()
     assert found["NCCL_IB_HCA"] == "=mlx5_0:1"
     assert found["NCCL_IB_GID_INDEX"] == "3"
+
+
+def test_soft_roce_is_used_where_there_is_nothing_better(server, make):
+    server.soft("rxe0", table("ens0np0", LINK_LOCAL, v4("10.2.0.1")))
+    found = make()
+    assert found["NCCL_IB_HCA"] == "=rxe0:1"
+    assert found["NCCL_IB_GID_INDEX"] == "3"
+    roce(server, table("ens1np0", v4("10.2.0.2")))
+    assert make()["NCCL_IB_HCA"] == "=mlx5_0:1"
+    why = {choice.port.name: choice.why for choice in provision_rdma.choose(provision_rdma.ports(), NO_WISHES, "eno1")}
+    assert why["rxe0:1"] == "the kernel makes it in software, and this host has adapters"
 
 
 # Ethernet, addresses, the inventory's own variables

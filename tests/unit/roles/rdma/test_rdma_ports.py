@@ -203,6 +203,14 @@ def test_the_mtu_of_roce_is_set_where_asked(roce, apply, module, tmp_path):
     )  # who changes it by hand is told of that by the change that undoes it
 
 
+def test_soft_roce_has_no_registers(server, apply):
+    server.soft("rxe0", table("ens0np0", LINK_LOCAL, v4("10.2.0.1")))
+    actions, _, facts = apply(max_read_request=4096)
+    assert not any("read requests" in action for action in actions)
+    assert facts["ports"]["rxe0:1"]["pci"] == ""
+    assert facts["ports"]["rxe0:1"]["state"] == "ACTIVE"
+
+
 def test_priorities_are_recorded_where_a_tool_tells_them(roce, apply, module):
     unknown = {"trust": "unknown", "pfc": "unknown"}
     port = apply()[2]["ports"]["mlx5_0:1"]
