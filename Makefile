@@ -1,5 +1,5 @@
 # Each target does all of its own set-up. Run as root on Debian 12 or later: the simulated fleet boots real systemd hosts.
-.PHONY: help setup demo test lint types unit unit-newest fleet crash test-crash clean bench-first-light bench-converge picture
+.PHONY: help setup demo test lint types unit unit-newest fleet test-fleet crash test-crash clean bench-first-light bench-converge bench-weights bench-serving picture
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
@@ -27,7 +27,10 @@ unit-newest: setup ## unit tests on the newest Python found, with the newest ans
 	@scripts/unit-newest.sh
 
 fleet: setup ## the whole chain on the simulated fleet, from the built wheel
-	$(BIN)/pytest -v -p no:cacheprovider tests/fleet
+	@scripts/fleet.sh
+
+test-fleet: setup ## the same, and the long stories: drivers, every knob, replicas behind a gateway under load; an hour and a half
+	@scripts/fleet.sh --all
 
 crash: setup ## a bounded part of the crash suite: changed stages, CRASH_BUDGET seconds (180), CRASH_SEED (7)
 	CRASH_BUDGET=$${CRASH_BUDGET:-180} CRASH_SEED=$${CRASH_SEED:-7} $(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
@@ -40,6 +43,12 @@ bench-first-light: setup ## fresh clone to first answer, second run; the last li
 
 bench-converge: setup ## re-runs, repair and drift beside stock Ansible and pyinfra; the last line is JSON
 	@$(BIN)/python benchmarks/converge.py
+
+bench-weights: setup ## weights on 2, 4 and 8 hosts behind shaped links, beside one host alone; the last line is JSON
+	@$(BIN)/python benchmarks/weights.py
+
+bench-serving: setup ## changes and failures of four replicas behind two gateways, as clients see them; the last line is JSON
+	@$(BIN)/python benchmarks/serving.py
 
 picture: setup ## draw the README's picture of a run again
 	$(BIN)/python scripts/picture.py

@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peers.drifts import Broken, chosen
-from peers.measure import Deadline, OverError, Took, say
+from peers.measure import Deadline, OverError, Took, cpu_of, interrupted, say
 from peers.site import Site
 from peers.tools import Ours, Pyinfra, StockAnsible, coverage, uncovered
 
@@ -26,6 +27,7 @@ LIMITS = {"first": 5400, "peers": 1800, "rerun": 2400, "repair": 900, "drift": 3
 LIGHT_STAGES = "site,host,swap,driver,gpu"  # what the large fleet gets: nothing in them needs gigabytes
 SERVING_GIB = 2.0  # of memory for each host that serves
 LIGHT_GIB = 0.15  # and for each that does not
+IDLE_S = 10  # to see what idle hosts use
 
 
 def figures(name: str, took: Took) -> dict[str, float]:
@@ -92,6 +94,7 @@ class Benchmark:
         asked = self.options.parts
         with site(self.work, self.options.hosts, self.options.stages, deadline) as made:
             self.first(made, deadline)
+            self.idle(made)
             if "rerun" in asked:
                 self.part("peers", lambda limit: self.peers(made, limit))
             if "rerun" in asked and "peers" not in self.failed:
@@ -114,6 +117,13 @@ class Benchmark:
         self.found |= figures(f"first_{count}", took)
         self.found[f"first_{count}_chain_s"] = round(longest, 1)
         self.found[f"first_{count}_over_chain"] = round(took.seconds / longest, 2)
+
+    def idle(self, made: Site) -> None:
+        """What the hosts take of the processors while nobody asks them for anything: all tools share the rest."""
+        before = cpu_of(made.group)
+        time.sleep(IDLE_S)
+        self.found["idle_cores"] = round((cpu_of(made.group) - before) / IDLE_S, 2)
+        say(f"idle, {len(made.names)} hosts use {self.found['idle_cores']} of {os.cpu_count()} processors")
 
     def peers(self, made: Site, deadline: Deadline) -> None:
         """The peers are asked for what is there, and mend what is broken; that they change no more, re-runs show."""
@@ -243,11 +253,6 @@ def arguments() -> argparse.Namespace:
     options.hosts = hosts_that_fit(options.hosts, SERVING_GIB if serves else LIGHT_GIB)
     options.drift_hosts = hosts_that_fit(options.drift_hosts, LIGHT_GIB)
     return options
-
-
-def interrupted(_number: int, _frame: object) -> None:
-    """SIGTERM ends the benchmark as Ctrl-C does: in order."""
-    raise KeyboardInterrupt
 
 
 def main() -> None:

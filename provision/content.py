@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import runpy
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -36,14 +36,21 @@ def _profiles(root: Path) -> dict[str, dict[str, object]]:
     return profiles
 
 
-def nccl_objection() -> Callable[[str], str]:
+def nccl_objection(name: str) -> str:
     """What is wrong with a variable's name, as NCCL would never say; the roles' modules ask the same."""
-    return _nccl_objection(content_root())
+    return str(of_roles("provision_nccl").objection(name))
+
+
+def of_roles(name: str) -> ModuleType:
+    """What the roles' modules share, standard library only: the same rule decides on both sides."""
+    return _of_roles(content_root() / f"roles/host/module_utils/{name}.py")
 
 
 @cache
-def _nccl_objection(root: Path) -> Callable[[str], str]:
-    objection: Callable[[str], str] = runpy.run_path(str(root / "roles/host/module_utils/provision_nccl.py"))[
-        "objection"
-    ]
-    return objection
+def _of_roles(path: Path) -> ModuleType:
+    spec = spec_from_file_location(path.stem, path)
+    assert spec, path  # noqa: S101 - it is a file of Python
+    assert spec.loader, path  # noqa: S101
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(apt-utils dpkg-dev fuse3 gnupg iproute2 libfuse2 mmdebstrap nftables openssh-client python3-venv
-  shellcheck sudo systemd-container xz-utils zstd)
+packages=(apt-utils dpkg-dev fuse3 gnupg haproxy iproute2 keepalived libfuse2 mmdebstrap nftables nginx-light
+  openssh-client python3-venv rsync shellcheck sudo systemd-container xz-utils zstd)
 
 missing() { dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null |
   awk '$2 == "installed" { print $1 }' | sort | comm -13 - <(printf '%s\n' "${packages[@]}" | sort); }
@@ -17,6 +17,12 @@ if [[ -n "$(missing)" ]]; then
   fi
   echo "Installing Debian packages: $(missing | tr '\n' ' ')" >&2
   export DEBIAN_FRONTEND=noninteractive
+  # Tests start these themselves; the services that their packages bring have no business on this machine.
+  for name in haproxy keepalived nginx; do
+    if [[ "$(missing)" == *$name* && ! -e /etc/systemd/system/$name.service ]]; then
+      ln -s /dev/null "/etc/systemd/system/$name.service"
+    fi
+  done
   apt-get -qq update
   # shellcheck disable=SC2046  # one word a package
   apt-get -qq install --yes --no-install-recommends $(missing) >/dev/null

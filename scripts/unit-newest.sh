@@ -25,7 +25,7 @@ stamp="$python $(cat pyproject.toml scripts/unit-newest.sh | sha256sum)"
 if [[ "$(cat .venv-newest/.stamp 2>/dev/null)" != "$stamp" ]]; then
   rm -rf .venv-newest
   "$python" -m venv .venv-newest
-  .venv-newest/bin/pip install --quiet --quiet --editable '.[lab]' pytest pytest-xdist jsonschema
+  .venv-newest/bin/pip install --quiet --quiet --editable '.[lab,test]'
   echo "$stamp" >.venv-newest/.stamp
 fi
 echo "$(.venv-newest/bin/python -V), $(.venv-newest/bin/ansible --version | head -n 1)"

@@ -20,6 +20,11 @@ class OverError(Exception):
     """A command, or a part of the benchmark, took longer than it may, or failed; the message says which and how."""
 
 
+def interrupted(_number: int, _frame: object) -> None:
+    """What SIGTERM does to a benchmark: it ends it as Ctrl-C does, in order."""
+    raise KeyboardInterrupt
+
+
 def say(text: str) -> None:
     """A line of progress, with the seconds since the start."""
     print(f"[{time.monotonic() - BEGAN:6.0f} s] {text}", flush=True)

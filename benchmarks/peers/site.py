@@ -34,10 +34,11 @@ SMALL = {"host_packages": ["ca-certificates", "numactl", "pciutils"]}  # where n
 
 
 class Site:
-    """`names` are its hosts. Without `serving` they get no compiler, for stages that need none."""
+    """`names` are its hosts, `gateways` what stands before them. Without `serving` they get no compiler."""
 
-    def __init__(self, work: Path, hosts: int, stages: str, serving: bool = True) -> None:
+    def __init__(self, work: Path, hosts: int, stages: str, serving: bool = True, gateways: int = 0) -> None:
         self.names = [f"host-{number:02}" for number in range(1, hosts + 1)]
+        self.gateways = [f"gate-{number:02}" for number in range(1, gateways + 1)]
         self.inventory, self.stages = work / "inventory", stages
         self.peers = work / "hosts.json"
         self.env = {
@@ -51,22 +52,27 @@ class Site:
 
     def _write(self, variables: dict[str, Any]) -> None:
         replicas = {f"r{name[5:]}": {"hosts": {name: None}} for name in self.names}
+        gateways = {"gateway": {"hosts": dict.fromkeys(self.gateways)}} if self.gateways else {}
         files = {
-            "hosts.yml": {"serving": {"children": replicas}},
+            "hosts.yml": {"serving": {"children": replicas}} | gateways,
             "group_vars/all.yml": {"lab": True},
             "group_vars/serving.yml": variables,
             f"host_vars/{self.names[-1]}.yml": {"gpu_locked_clocks": {3: 1830}},
         }
         for name, content in files.items():
-            path = self.inventory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            self.write(name, content)
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Put a file into the inventory."""
+        path = self.inventory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
     def up(self, deadline: Deadline) -> None:
         """Boot the hosts, bare."""
         took = self.provision("lab", "up", self.inventory, deadline=deadline)
         self.group = fleet_group(self.fleet.name)
-        say(f"{len(self.names)} bare hosts up after {took.seconds:.0f} s")
+        say(f"{len(self.names) + len(self.gateways)} bare hosts up after {took.seconds:.0f} s")
 
     def down(self) -> None:
         """Leave nothing behind, whatever happened before."""

@@ -9,7 +9,7 @@ import click
 from provision.cli.fleet import inventory_argument, lab_option, load
 from provision.errors import UsageError
 from provision.serving.endpoint import ask as ask_endpoint
-from provision.serving.status import endpoint_of
+from provision.serving.endpoint import endpoint_of
 
 
 @click.command()

@@ -16,6 +16,7 @@ from provision.cli.selection import limit_option, resolved, stage_option
 from provision.cli.summary import show
 from provision.converge import Result
 from provision.converge import bootstrap as converge
+from provision.errors import UsageError
 from provision.inventory import Fleet
 
 
@@ -24,7 +25,10 @@ from provision.inventory import Fleet
 @limit_option
 @stage_option
 @click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change (exit code 2 if anything).")
-@click.option("--full", is_flag=True, help="Visit every stage of every host, whatever its receipts say.")
+@click.option(
+    "--full", is_flag=True, help="Visit every stage of every host, and read all weights, whatever receipts say."
+)
+@click.option("--canary", is_flag=True, help="Of the replicas that serve change one; the others wait (exit code 2).")
 @click.option("-D", "--diff", is_flag=True, help="Show changed files line by line.")
 @click.option("-f", "--forks", type=click.IntRange(1), help="Hosts at once [default: all, 64 at most].")
 @click.option("-v", "--verbose", count=True, help="Show Ansible's own text; -vv and more as for ansible-playbook.")
@@ -45,6 +49,7 @@ def bootstrap(
     stages: tuple[str, ...],
     check: bool,
     full: bool,
+    canary: bool,
     diff: bool,
     forks: int | None,
     verbose: int,
@@ -54,8 +59,21 @@ def bootstrap(
     lab: bool,
 ) -> int:
     """Bring every host of INVENTORY to what it says; again, and only what has drifted is changed."""
+    if canary and (check or engine != "local"):
+        raise UsageError("--canary goes with neither --check nor --engine ray: it is one run that stops half way.")
     options = Options(
-        limit, stages, check, full, forks, verbose, as_json, diff, lab, engine=engine, ray_address=ray_address
+        limit,
+        stages,
+        check,
+        full,
+        forks,
+        verbose,
+        as_json,
+        diff,
+        lab,
+        engine=engine,
+        ray_address=ray_address,
+        canary=canary,
     )
     return perform(load(inventory, lab), inventory, options)
 
@@ -86,7 +104,7 @@ def perform(fleet: Fleet, inventory: Path, options: Options) -> int:
 def _engine(options: Options) -> Callable[..., Result]:
     """What runs it: this process, or the controllers of a Ray cluster."""
     if options.engine == "local":
-        return partial(converge, resumes=options.resumes)
+        return partial(converge, resumes=options.resumes, canary=options.canary)
     from provision.converge.shards import run_shards  # noqa: PLC0415 - Ray is an extra that few install
 
     return partial(run_shards, address=options.ray_address, resumes=options.resumes)

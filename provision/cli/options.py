@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Options:
     """How to run. `lab`: rehearse on simulated hosts; `resumes`: the id of the earlier run that this one continues.
 
-    `engine`: `local`, or `ray` for the controllers of the Ray cluster at `ray_address`.
+    `engine`: `local`, or `ray` for the controllers of the Ray cluster at `ray_address`. `canary`: of the replicas that
+    serve change one.
     """
 
     limit: str | None = None
@@ -24,3 +25,4 @@ class Options:
     resumes: str | None = None
     engine: str = "local"
     ray_address: str | None = None
+    canary: bool = False

@@ -65,8 +65,20 @@ def screen(planning: Planning, fleet: Fleet, *, seconds: float, full: bool = Fal
         groups = [members[name] for name in names]
         yield f"[bold]{escape(_named(names))}[/]   {escape(_heading(planning, names, groups))}"
         yield from _hosts(planning, groups, full)
+    yield from _gateways(planning, fleet, full)
     yield from _not_whole(planning)
     yield _footer(plan)
+
+
+def _gateways(planning: Planning, fleet: Fleet, full: bool) -> Iterator[str]:
+    """The gateways that do not serve themselves. What is changed there takes no replica out of rotation."""
+    names = [host.name for host in fleet.gateways if fleet.replica_of(host.name) is None]
+    names = [name for name in names if name in planning.plan.hosts]
+    if names:
+        changes = any(name in planning.plan.changes for name in names)
+        heading = "takes no replica out of rotation" if changes else _heading(planning, (), [names])
+        yield f"[bold]gateway[/]   {escape(heading)}"
+        yield from _hosts(planning, [names], full)
 
 
 def _not_whole(planning: Planning) -> Iterator[str]:

@@ -63,6 +63,8 @@ class Plain:
             self._hosts = dict.fromkeys(self._all, "ok") if event["stage"] == "reach" else {}
         elif kind == "wave_started" and event["wave"] > 1:
             self.print(f"wave {event['wave']}: {', '.join(event['hosts'])}")
+        elif kind in ("replica_drained", "replica_admitted"):
+            self.print(rotated(event))
         elif kind == "stopping":
             self.print(stopping(event))
         elif kind == "host_refused":
@@ -129,6 +131,8 @@ class Lines:
             self._verified(event)
         elif kind == "mending":
             self._mending(event)
+        elif kind in ("replica_drained", "replica_admitted"):
+            self._notice = rotated(event)
         elif kind == "stopping":
             self._notice = stopping(event)
         elif row and kind == "host_refused":
@@ -190,6 +194,14 @@ class Lines:
                 f"[dim]{spent}[/]",
             )
         return table
+
+
+def rotated(event: Event) -> str:
+    """A replica that left rotation or came back."""
+    if event["type"] == "replica_admitted":
+        return f"{event['replica']} is in rotation again"
+    left = f", with {event['in_flight']} requests still in flight" if event["in_flight"] else ""
+    return f"{event['replica']} is drained, after {event['seconds']:.0f} s{left}"
 
 
 def stopping(event: Event) -> str:

@@ -60,6 +60,7 @@ def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff:
         resumes=record.id,
         engine=str(facts.get("engine") or "local"),
         ray_address=facts.get("ray_address"),
+        canary=bool(facts.get("canary")) and record.state in ("died", "interrupted"),  # else it goes on with the others
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from provision import exits
 from provision.cli.fleet import inventory_argument, lab_option, load
+from provision.serving.gateway import Gateway, Rotation, look, standing
 from provision.serving.status import HostStatus, ReplicaStatus, survey
 
 
@@ -24,20 +26,23 @@ def status(*, inventory: Path, as_json: bool, lab: bool) -> int:
 
     Exit code 0 if all is well, 1 if anything is not.
     """
-    replicas = survey(load(inventory, lab))
+    fleet = load(inventory, lab)
+    replicas = survey(fleet)
+    gateways = look(fleet) if fleet.gateways else []
+    problems = [problem for replica in replicas for problem in replica.problems]
+    problems += [f"{one.host.name}: the gateway cannot be asked: {one.error}" for one in gateways if one.error]
     if as_json:
-        click.echo(json.dumps(document(replicas), indent=2))
+        click.echo(json.dumps(document(replicas, gateways), indent=2))
     else:
         console = Console(highlight=False)
         console.print(_hosts(replicas))
-        console.print(_replicas(replicas))
-        for replica in replicas:
-            for problem in replica.problems:
-                console.print(f"[red]✗[/red] {problem}", markup=True)
-    return exits.OK if all(replica.healthy for replica in replicas) else exits.FAILED
+        console.print(_replicas(replicas, gateways))
+        for problem in problems:
+            console.print(f"[red]✗[/red] {problem}", markup=True)
+    return exits.FAILED if problems else exits.OK
 
 
-def document(replicas: list[ReplicaStatus]) -> dict[str, Any]:
+def document(replicas: list[ReplicaStatus], gateways: Sequence[Gateway] = ()) -> dict[str, Any]:
     """The status as docs/status.md describes it."""
     return {
         "version": 1,
@@ -52,11 +57,25 @@ def document(replicas: list[ReplicaStatus]) -> dict[str, Any]:
                 "healthy": status.healthy,
                 "answer_ms": status.canary and status.canary["ms"],
                 "ray_nodes": _ray(status),
+                "rotation": _rotation(standing(gateways, status.replica.name)),
                 "problems": status.problems,
             }
             for status in replicas
         ],
+        "gateways": [
+            {
+                "name": one.host.name,
+                "address": one.host.address,
+                "error": one.error or None,
+                "replicas": {name: _rotation(rotation) for name, rotation in one.replicas.items()},
+            }
+            for one in gateways
+        ],
     }
+
+
+def _rotation(rotation: Rotation | None) -> dict[str, Any] | None:
+    return vars(rotation) if rotation else None
 
 
 def _ray(status: ReplicaStatus) -> dict[str, int | None] | None:
@@ -106,8 +125,9 @@ def _units(units: dict[str, Any]) -> str:
     return "\n".join(said) or "-"
 
 
-def _replicas(replicas: list[ReplicaStatus]) -> Table:
-    table = Table("replica", "health", "model", "endpoint", "Ray nodes", box=None, pad_edge=False, header_style="bold")
+def _replicas(replicas: list[ReplicaStatus], gateways: Sequence[Gateway]) -> Table:
+    columns = ["replica", "health", "model", "endpoint", "Ray nodes", *(["rotation"] if gateways else [])]
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for status in replicas:
         nodes = _ray(status)
         ray = (
@@ -116,5 +136,15 @@ def _replicas(replicas: list[ReplicaStatus]) -> Table:
         health = "[red]fails[/red]"
         if status.healthy and status.canary:
             health = f"[green]answers[/green] in {status.canary['ms']} ms"
-        table.add_row(status.replica.name, health, status.endpoint.model, status.endpoint.url, ray)
+        cells = [status.replica.name, health, status.endpoint.model, status.endpoint.url, ray]
+        table.add_row(*cells, *([_rotated(standing(gateways, status.replica.name))] if gateways else []))
     return table
+
+
+def _rotated(rotation: Rotation | None) -> str:
+    """Whether the gateways send a replica requests, and how many it has."""
+    if rotation is None:
+        return "no gateway has it"
+    by = f", by {rotation.by}" if rotation.by else ""
+    why = f" ({rotation.check})" if rotation.state == "down" else ""
+    return f"{rotation.state}{why}, {rotation.in_flight} in flight{by}"

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from provision.cli.words import counted
 from provision.converge import STAGES, Change, HostResult, Result
-from provision.converge.result import Difference
+from provision.converge.result import CANARY, INTERRUPT, Difference
 from provision.inventory import Fleet, simulated
 
 SHORT = 72  # characters that a before and after may have to be shown in one line
@@ -37,6 +37,7 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False) -
     yield from _interrupted(result)
     if result.trouble:
         yield f"[yellow]The journal of this run is not whole:[/] {escape(result.trouble)}"
+    yield from _canary(result, inventory)
     yield from _last(result, fleet, inventory)
 
 
@@ -145,7 +146,8 @@ def _failures(hosts: list[HostResult]) -> Iterator[str]:
         if host.spared:
             spared.setdefault(host.spared, []).append(host.name)
     for because, names in spared.items():
-        first = "the run was stopped" if because == "the interrupt" else f"{escape(because)} failed in an earlier wave"
+        own = {INTERRUPT: "the run was stopped", CANARY: "they wait for what the canary shows"}
+        first = own.get(because, f"{escape(because)} failed in an earlier wave")
         yield f"{escape(_named(tuple(names), len(hosts)))}: not touched, since {first}."
 
 
@@ -158,6 +160,15 @@ def _interrupted(result: Result) -> Iterator[str]:
     if result.running:
         yield "  What had started on a host runs to its end there; the next run waits for it."
     yield "  Go on where it stands:  provision resume"
+
+
+def _canary(result: Result, inventory: Path) -> Iterator[str]:
+    if not result.canary:
+        return
+    path = escape(str(inventory))
+    yield f"[bold]{escape(result.canary)} is changed and serves. The other replicas are as they were.[/]"
+    yield f"  Go on with the others:  provision bootstrap {path}"
+    yield f"  Back:                   take the change out of the inventory, then provision bootstrap {path}"
 
 
 def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:

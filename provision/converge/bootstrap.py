@@ -14,13 +14,14 @@ from provision.converge.journal import Event, Journal
 from provision.converge.lease import Lease
 from provision.converge.lock import locked
 from provision.converge.recorder import Recorder
-from provision.converge.result import Failure, Result
+from provision.converge.result import CANARY, INTERRUPT, Failure, HostResult, Result
+from provision.converge.rotation import Rotation
 from provision.converge.runner import Playbook, Watch, run_playbook
 from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
-from provision.converge.standing import Standing, mended, stand
+from provision.converge.standing import Standing, disturbed, mended, stand
 from provision.drift import mend
-from provision.inventory import Fleet, Host, select
+from provision.inventory import Fleet, Host, Replica, select
 
 T = TypeVar("T")
 MOST_FORKS = 64  # each is a process of some 60 MB on the controller
@@ -36,6 +37,7 @@ def bootstrap(
     full: bool = False,
     forks: int | None = None,
     verbosity: int = 0,
+    canary: bool = False,
     resumes: str | None = None,
     approve: Callable[[], None] = lambda: None,
     on_event: Callable[[Event], None] = lambda _event: None,
@@ -43,15 +45,23 @@ def bootstrap(
 ) -> Result:
     """Bring the fleet's hosts to what the inventory says; in check mode only say what would change.
 
-    Stages that provably stand on a host are not visited there, unless `full` asks for all. `resumes` is the id of an
-    earlier run, for the journal. `approve` is called once the hosts are held and before anything is done to them: what
-    it raises ends the run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises
-    UsageError for a limit or stage that does not exist, and LockedError while another run changes the same hosts.
+    Stages that provably stand on a host are not visited there, unless `full` asks for all. With `canary` only the first
+    of the replicas that serve and would be disturbed is changed. `resumes` is the id of an earlier run, for the
+    journal. `approve` is called once the hosts are held and before anything is done to them: what it raises ends the
+    run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises UsageError for a limit
+    or stage that does not exist, and LockedError while another run changes the same hosts.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
     facts = facts_of(fleet, hosts, chosen, check, full)
     lab = len(fleet.sources) > 1
-    asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
+    asked = {
+        "limit": limit,
+        "asked_stages": list(stages),
+        "forks": forks,
+        "lab": lab,
+        "canary": canary,
+        "resumes": resumes,
+    }
     with nullcontext() if check else locked(fleet.path) as lock, open_journal(fleet, {**facts, **asked}) as journal:
         emit = _both(journal.event, lambda event: on_event(journal.scrub.value(event)))
         recorder = Recorder([host.name for host in hosts], ("reach", "mend", *chosen, "verify"), journal.id, emit)
@@ -60,7 +70,7 @@ def bootstrap(
             lock.name(journal.id)
             if lock.took_over:
                 recorder.send("lock_taken_over", **taken_over(lock.took_over))
-        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity, approve)
+        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity, canary, approve)
         text = _both(journal.text, lambda text: on_text(journal.scrub.text(text)))
         return _Run(fleet, hosts, chosen, how, recorder, journal, text).go()
 
@@ -96,6 +106,7 @@ class _How:
     full: bool
     forks: int
     verbosity: int
+    canary: bool
     approve: Callable[[], None]
 
 
@@ -113,8 +124,10 @@ class _Run:
         self.fleet, self.hosts, self.stages, self.how = fleet, hosts, stages, how
         self.recorder, self.journal, self.on_text = recorder, journal, on_text
         self.interrupted = False
+        self.canary: str | None = None
         self.waves = 0
         self.lease: Lease | None = None
+        self.rotation = Rotation(fleet, recorder, journal.id)
 
     def go(self) -> Result:
         """Look, change what does not stand, look again; until all stands, or it is clear that it will not."""
@@ -128,6 +141,7 @@ class _Run:
                     self.recorder.send("lock_taken_over", host=name, **taken_over(holder))
                 self.how.approve()
                 self._come_to_rest(standing)
+        self._return_all()
         return self._result(time.monotonic() - start)
 
     def _come_to_rest(self, standing: Standing) -> None:
@@ -135,7 +149,8 @@ class _Run:
         for _ in range(ROUNDS):
             if not (standing.visits and self.change(standing)):
                 return
-            fine = [name for name in standing.visits if not self.recorder.hosts[name].failure]
+            hosts = self.recorder.hosts
+            fine = [name for name in standing.visits if not (hosts[name].failure or hosts[name].spared)]
             standing = self.look("verify", self._named(fine))
         self._give_up(standing)
 
@@ -178,17 +193,59 @@ class _Run:
         return self._verified(mended(self.fleet, standing, told, self.stages), list(asked))
 
     def change(self, standing: Standing) -> bool:
-        """Run what is to be visited, wave by wave; false if something stopped it."""
+        """Run what is to be visited, wave by wave, or up to the canary; false if something stopped it."""
         waves = [tuple(standing.visits)] if self.how.check else standing.waves
         for number, hosts in enumerate(waves, start=1):
             self.waves += 1
             self.recorder.send("wave_started", wave=self.waves, hosts=list(hosts))
-            self._play(standing, {name: standing.visited(name) for name in hosts})
+            leaving = self._leaving(standing, hosts)
+            if self._taken_out(leaving, [name for wave in waves[number - 1 :] for name in wave]):
+                self._play(standing, {name: standing.visited(name) for name in hosts})
             failed = any(self.recorder.hosts[name].failure for name in hosts)
+            if not (failed or self.interrupted or self.recorder.error):
+                failed = not self.rotation.come_back(leaving)
             if self.interrupted or self.recorder.error or (failed and number < len(waves)):
                 self._stop_before(waves[number:])
                 return False
+            if self.how.canary and leaving and number < len(waves):
+                self.canary = leaving[0].name
+                self._stop_before(waves[number:])
+                return True
         return True
+
+    def _leaving(self, standing: Standing, hosts: Sequence[str]) -> list[Replica]:
+        """The replicas that a wave takes out of service."""
+        if self.how.check:
+            return []
+        found = disturbed(self.fleet, standing.receipts, standing.visits)
+        return [replica for replica in found if any(host.name in hosts for host in replica.hosts)]
+
+    def _taken_out(self, leaving: Sequence[Replica], ahead: Collection[str]) -> bool:
+        """Have replicas leave rotation, and before that those come back that have been changed: somebody must serve."""
+        if not leaving:
+            return True
+        try:
+            self._return_all(ahead)
+            return self.rotation.leave(leaving)
+        except KeyboardInterrupt:  # a drain takes its time; nothing was changed yet, so it is taken back
+            self.interrupted = True
+            self.rotation.come_back(leaving)
+            return False
+
+    def _return_all(self, ahead: Collection[str] = ()) -> None:
+        """What this run, or one that died, left drained comes back, unless one of its hosts failed or is still `ahead`.
+
+        The gateways' own check of it guards what this run has not looked at.
+        """
+        if self.how.check or self.interrupted or self.recorder.error:
+            return
+        known = self.recorder.hosts
+        bad = {name for name, host in known.items() if host.failure or host.spared or name in ahead}
+        self.rotation.come_back(
+            replica
+            for replica in self.fleet.replicas
+            if any(host.name in known for host in replica.hosts) and not any(host.name in bad for host in replica.hosts)
+        )
 
     def _note_lost(self) -> None:
         """A host that another run took over meanwhile is no longer ours to change."""
@@ -202,7 +259,7 @@ class _Run:
         path, source, variables = (directory / name for name in ("play.yml", "run.yml", "variables.json"))
         write_playbook(path, stages)
         write_source(source, self.fleet, visits, standing.inputs, left_out)
-        write_variables(variables, f"{self.journal.id}.{self.waves}", stages)
+        write_variables(variables, self.fleet, f"{self.journal.id}.{self.waves}", stages, full=self.how.full)
         playbook = Playbook(
             path=path,
             sources=[*self.fleet.sources, source],
@@ -228,10 +285,10 @@ class _Run:
         self.recorder.send("stopping", running=running)
 
     def _stop_before(self, waves: Sequence[Sequence[str]]) -> None:
-        """The waves that a failure or an interrupt leaves out: their hosts are as they were."""
+        """The waves that a failure, an interrupt or the canary leaves out: their hosts are as they were."""
         because = next((name for name, host in self.recorder.hosts.items() if host.failure), None)
         for name in (name for wave in waves for name in wave):
-            self.recorder.hosts[name].spared = because or "the interrupt"
+            self.recorder.hosts[name].spared = CANARY if self.canary else because or INTERRUPT
 
     def _named(self, names: Collection[str]) -> list[Host]:
         return [host for host in self.hosts if host.name in names]
@@ -279,10 +336,16 @@ class _Run:
             running=self.recorder.running,
             error=self.recorder.error,
             trouble=self.journal.trouble,
+            canary=None if any(host.failure for host in self._canaries()) else self.canary,
         )
         self._tell(result)
         self.journal.finish(result.exit_code)
         return result
+
+    def _canaries(self) -> list[HostResult]:
+        """The hosts of the replica that was changed alone."""
+        names = [host.name for replica in self.fleet.replicas if replica.name == self.canary for host in replica.hosts]
+        return [self.recorder.hosts[name] for name in names if name in self.recorder.hosts]
 
     def _tell(self, result: Result) -> None:
         for host in result.hosts.values():
@@ -294,6 +357,7 @@ class _Run:
             exit_code=result.exit_code,
             seconds=result.seconds,
             interrupted=result.interrupted,
+            canary=result.canary,
             error=result.error,
             hosts={host.name: host.status for host in result.hosts.values()},
         )

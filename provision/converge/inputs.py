@@ -22,12 +22,15 @@ from provision.drift import verifier_text
 from provision.inventory import Fleet, Host
 from provision.inventory.ansible_api import Unresolved
 from provision.inventory.schema import Schema, load_schema
+from provision.serving.endpoint import told_to_gateways
 from provision.stack import Stack
+from provision.weights.chain import chains
 
 Inputs = Mapping[str, Mapping[str, Mapping[str, str]]]  # host → stage → name → hash
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 STACK = "stack."
+CHAINED = ("transfer",)  # stages that depend on which hosts of the whole fleet hold the same model
 CODE = {"code", "verifier"}  # inputs that are no variables, but parts of provision itself
 LARGEST_FILE = 1 << 20  # bytes; a file that a variable names and a role reads on the controller is a key or certificate
 CREDENTIALS = re.compile(r"://[^/\s]*@")
@@ -37,7 +40,10 @@ def inputs_of(fleet: Fleet) -> Inputs:
     """The hash of every input, by host, stage and name; `name@host` is a variable of another host of the replica."""
     draws = {stage: _draws(stage) for stage in STAGES}
     hashing = _Hashing(fleet, _schema())
-    return {host.name: {stage: dict(hashing.of(host, draw)) for stage, draw in draws.items()} for host in fleet.serving}
+    return {
+        host.name: {stage: dict(hashing.of(host, draw, stage)) for stage, draw in draws.items()}
+        for host in fleet.managed
+    }
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,22 @@ class _Hashing:
     def __init__(self, fleet: Fleet, schema: Schema) -> None:
         self.fleet, self.schema = fleet, schema
         self.code = _code()
+        self.chains = chains(fleet)
         self._known: dict[tuple[str, str], str] = {}
 
-    def of(self, host: Host, draw: _Draw) -> Iterator[tuple[str, str]]:
+    def of(self, host: Host, draw: _Draw, stage: str) -> Iterator[tuple[str, str]]:
         """The inputs of one stage on one host."""
         yield "code", self.code
+        if stage in CHAINED:
+            yield "chain", _digest(self.chains.get(str(host.variables.get("weights_repo")), []))
         if "provision_verifier_file" in draw.words:
             yield "verifier", _digest(verifier_text())
         for name, version in vars(self.fleet.stack).items():
             if version is not None and name in draw.versions:
                 yield f"{STACK}{name}", _digest(str(version))
         yield from self._variables(host, draw.words, "")
+        if "provision_replicas" in draw.words:
+            yield from self._replicas(draw.words)
         if draw.looks_around:
             replica = self.fleet.replica_of(host.name)
             mates = [] if replica is None else list(replica.hosts)
@@ -71,6 +82,12 @@ class _Hashing:
             for mate in mates:
                 if mate.name != host.name:
                     yield from self._variables(mate, draw.words, f"@{mate.name}")
+
+    def _replicas(self, words: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """What a gateway is told of the replicas, and the keys that it shows them."""
+        yield "replicas", _digest(told_to_gateways(self.fleet))
+        for replica in self.fleet.replicas:
+            yield from self._variables(replica.head, words & {"vllm_api_key"}, f"@{replica.head.name}")
 
     def _variables(self, host: Host, words: frozenset[str], suffix: str) -> Iterator[tuple[str, str]]:
         for name in sorted(host.variables.keys() & words):

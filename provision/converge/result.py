@@ -8,6 +8,8 @@ from pathlib import Path
 from provision import exits
 from provision.converge.standing import Visit
 
+INTERRUPT, CANARY = "the interrupt", "the canary"  # why a host was spared, where no other host is to blame
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -56,7 +58,8 @@ class HostResult:
     """One host of a run.
 
     `visited` are the stages that did not stand, and why. `held_back` names those left out because of `because`, a host
-    of the same replica; `spared` the host whose failure, in an earlier wave, kept the run from this one.
+    of the same replica; `spared` the host whose failure, in an earlier wave, kept the run from this one, or
+    INTERRUPT or CANARY.
     """
 
     name: str
@@ -84,7 +87,7 @@ class Result:
     """A whole run.
 
     `error` is a failure of the run itself, not of any host; `running` what an interrupt cut short; `trouble` why its
-    journal is not whole.
+    journal is not whole; `canary` the replica that was changed alone, while others wait for the same.
     """
 
     run: str
@@ -97,10 +100,11 @@ class Result:
     running: dict[str, tuple[str, str]] = field(default_factory=dict)
     error: str | None = None
     trouble: str | None = None
+    canary: str | None = None
 
     @property
     def exit_code(self) -> int:
-        """As documented: interrupted, then failed, then unreachable, then changes pending (check mode only)."""
+        """As documented: interrupted, then failed, then unreachable, then changes pending (check mode and canary)."""
         statuses = {host.status for host in self.hosts.values()}
         if self.interrupted:
             return exits.INTERRUPTED
@@ -108,4 +112,5 @@ class Result:
             return exits.FAILED
         if "unreachable" in statuses:
             return exits.UNREACHABLE
-        return exits.PENDING if self.check and any(host.changes for host in self.hosts.values()) else exits.OK
+        pending = self.canary or (self.check and any(host.changes for host in self.hosts.values()))
+        return exits.PENDING if pending else exits.OK

@@ -20,7 +20,7 @@ from provision.converge.history import taken_over
 from provision.converge.journal import Event, Journal, now
 from provision.converge.lock import locked
 from provision.converge.merge import Merger
-from provision.converge.result import Failure, HostResult, Result
+from provision.converge.result import INTERRUPT, Failure, HostResult, Result
 from provision.converge.sameness import manifest
 from provision.converge.shard import Order, Refused
 from provision.converge.stages import chosen_stages
@@ -120,7 +120,7 @@ class _Run:
                 failed = next((name for name in wave if self.hosts[name].failure), None)
                 if self.interrupted or self.errors or failed:
                     for name in (name for later in waves[number + 1 :] for name in later):
-                        self.hosts[name].spared = failed or "the interrupt"
+                        self.hosts[name].spared = failed or INTERRUPT
                     break
         if self.locked and not self.begun:
             raise LockedError("\n".join(self.errors))

@@ -1,8 +1,9 @@
 """The stages of a bootstrap, in order. A stage is one play, one tag and one role of the same name."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from provision.errors import UsageError
+from provision.inventory.model import Fleet
 from provision.inventory.schema import nearest
 
 STAGES = (
@@ -10,20 +11,25 @@ STAGES = (
     "site",
     "host",
     "swap",
+    "tools",
+    "transfer",
     "driver",
     "gpu",
     "cuda",
     "rdma",
-    "tools",
     "serving_env",
     "weights",
     "ray",
     "vllm",
+    "gateway",
     "drift",
 )
 
 # A replica's hosts stand together from here on: if one of them failed, the others do not start these.
 REPLICA_STAGES = ("ray", "vllm")
+
+# What a gateway goes through that does not serve itself.
+GATEWAY_STAGES = ("site", "gateway", "drift")
 
 # What may take a replica out of service for a while: replicas that serve go through these one after another.
 DISRUPTIVE = ("driver", "gpu", "rdma", "serving_env", "ray", "vllm")
@@ -34,12 +40,26 @@ MENDABLE = ("site", "host", "swap", "driver", "gpu", "rdma", "drift")
 
 # What stands on a stage, and is looked at again once it has been changed.
 FOLLOWERS = {
+    "transfer": ("weights",),
     "driver": ("gpu", "ray", "vllm"),
     "rdma": ("ray", "vllm"),
     "serving_env": ("ray", "vllm"),
     "weights": ("vllm",),
     "ray": ("vllm",),
 }
+
+
+def stages_of(
+    fleet: Fleet, host: str, stages: Sequence[str] = STAGES, done: Container[str] = frozenset()
+) -> tuple[str, ...]:
+    """Those of some stages that concern a host, which has `done` some already.
+
+    Who was a gateway and is none by the inventory has the stage take it away.
+    """
+    serves, is_gateway = fleet.replica_of(host) is not None, fleet.hosts[host] in fleet.gateways or "gateway" in done
+    return tuple(
+        stage for stage in stages if (serves or stage in GATEWAY_STAGES) and (stage != "gateway" or is_gateway)
+    )
 
 
 def chosen_stages(names: Iterable[str]) -> tuple[str, ...]:

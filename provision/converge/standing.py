@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from provision.converge.inputs import CODE, Inputs, inputs_of
-from provision.converge.stages import DISRUPTIVE, FOLLOWERS, MENDABLE, REPLICA_STAGES
+from provision.converge.stages import DISRUPTIVE, FOLLOWERS, MENDABLE, REPLICA_STAGES, stages_of
 from provision.drift import HostReceipts, StageReceipt, verify
 from provision.drift.receipts import HARMLESS
-from provision.inventory import Fleet, Host
+from provision.inventory import Fleet, Host, Replica
 
 NAMED = 3  # resources in a reason
 
@@ -83,9 +83,10 @@ def decide(
     visits: dict[str, dict[str, Visit]] = {}
     for name, host in told.items():
         if not host.trouble:
-            found = {stage: _visit(host, stage, inputs[name][stage], full) for stage in stages}
+            own = stages_of(fleet, name, stages, host.stages)
+            found = {stage: _visit(host, stage, inputs[name][stage], full) for stage in own}
             visits[name] = {stage: visit for stage, visit in found.items() if visit}
-            _follow(visits[name], host, stages)
+            _follow(visits[name], host, own)
     _together(fleet, visits, stages)
     ordered = {name: tuple(own[stage] for stage in stages if stage in own) for name, own in visits.items() if own}
     return Standing(told, inputs, ordered, tuple(_waves(fleet, told, ordered)))
@@ -155,17 +156,25 @@ def _waves(
     fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str, Sequence[Visit]]
 ) -> Iterator[tuple[str, ...]]:
     """First all that disturbs no one, together; then, one by one, the replicas that serve and will be disturbed."""
-    disturbed = []
+    waves = []
+    for replica in disturbed(fleet, told, visits):
+        waves.append(tuple(host.name for host in replica.hosts if host.name in visits))
+    alone = {name for wave in waves for name in wave}
+    rest = tuple(name for name in visits if name not in alone)
+    if rest:
+        yield rest
+    yield from waves
+
+
+def disturbed(
+    fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str, Sequence[Visit]]
+) -> Iterator[Replica]:
+    """The replicas that serve and that a visit may keep from it for a while."""
     for replica in fleet.replicas:
         members = [host.name for host in replica.hosts if host.name in told]
         serves = any(told[name].serving for name in members)
         if serves and any(_disturbs(visit, told[name]) for name in members for visit in visits.get(name, ())):
-            disturbed.append(tuple(name for name in members if name in visits))
-    alone = {name for wave in disturbed for name in wave}
-    rest = tuple(name for name in visits if name not in alone)
-    if rest:
-        yield rest
-    yield from disturbed
+            yield replica
 
 
 def _disturbs(visit: Visit, host: HostReceipts) -> bool:

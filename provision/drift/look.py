@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from provision.converge.inputs import CODE, inputs_of
-from provision.converge.stages import STAGES
+from provision.converge.stages import STAGES, stages_of
 from provision.drift.receipts import HARMLESS, Finding, HostReceipts, StageReceipt
 from provision.drift.survey import verify
 from provision.inventory import Fleet, Host
@@ -60,13 +60,15 @@ class HostLook:
 def look(fleet: Fleet, hosts: Sequence[Host]) -> list[HostLook]:
     """Verify the receipts of all stages on these hosts, and compare what they were made from with the inventory."""
     inputs = inputs_of(fleet)
-    return [_host(told, inputs[told.host]) for told in verify(hosts, STAGES)]
+    return [
+        _host(told, inputs[told.host], stages_of(fleet, told.host, done=told.stages)) for told in verify(hosts, STAGES)
+    ]
 
 
-def _host(told: HostReceipts, wanted: Mapping[str, Mapping[str, str]]) -> HostLook:
+def _host(told: HostReceipts, wanted: Mapping[str, Mapping[str, str]], stages: Sequence[str]) -> HostLook:
     if told.trouble:
         return HostLook(told)
-    missing = tuple(stage for stage in STAGES if stage not in told.stages)
+    missing = tuple(stage for stage in stages if stage not in told.stages)
     changed = {name: _changed(receipt, wanted.get(name, {})) for name, receipt in told.stages.items()}
     return HostLook(told, missing, {name: names for name, names in changed.items() if names})
 

@@ -16,7 +16,7 @@ from provision.inventory.model import Fleet, Host, Replica
 from provision.inventory.schema import nearest
 from provision.stack import vllm_arguments
 
-TENSOR, PIPELINE = "vllm_tensor_parallel_size", "vllm_pipeline_parallel_size"
+TENSOR, PIPELINE, DATA = "vllm_tensor_parallel_size", "vllm_pipeline_parallel_size", "vllm_data_parallel_size"
 TIMES = "\N{MULTIPLICATION SIGN}"
 ENDPOINT = ("vllm_host", "vllm_port", "vllm_served_model_name", "vllm_api_key")
 # Of these, hosts of one replica must have the same: they are versions.
@@ -29,7 +29,8 @@ VERSIONS = (
     "serving_env_python",
 )
 ENVIRONMENTS, OF_THE_NETWORK = ("rdma_env", "ray_env", "vllm_env"), ("NCCL_", "GLOO_", "UCX_")
-DEFAULTS_ASKED = (TENSOR, PIPELINE, "ray_num_gpus", "serving_env_build", *ENDPOINT)
+GATEWAY = ("gateway_drain_timeout", "gateway_port", "vllm_health_port", "vllm_start_timeout")
+DEFAULTS_ASKED = (TENSOR, PIPELINE, DATA, "ray_num_gpus", "serving_env_build", *ENDPOINT, *GATEWAY)
 
 
 def check_replicas(fleet: Fleet, raw: RawInventory, index: LineIndex) -> list[Problem]:
@@ -44,11 +45,14 @@ class _Checks:
 
     def problems(self) -> Iterator[Problem]:
         yield from self.membership()
+        if self.fleet.gateways and self.fleet.replicas:
+            yield from self.gateway()
         for replica in self.fleet.replicas:
             yield from self.mixed(replica)
             yield from self.skewed(replica)
             yield from self.sizes(replica)
             yield from self.addresses(replica)
+            yield from self.ports(replica.head)
         for host in self.fleet.serving:
             yield from self.arguments(host)
             for variable in ENVIRONMENTS:
@@ -90,12 +94,60 @@ class _Checks:
                     f"Set it for all of {replica.name}, in group_vars/{replica.name}.yml or in stack.lock.yml.",
                 )
 
+    def gateway(self) -> Iterator[Problem]:
+        """What one gateway can stand before: replicas that are alike, where it reaches them, on ports of their own."""
+        heads = [replica.head for replica in self.fleet.replicas]
+        for name in ("vllm_served_model_name", "vllm_api_key"):
+            odd = next((head for head in heads if head.setting(name) != heads[0].setting(name)), None)
+            if odd:
+                message = (
+                    f"{name} differs between {heads[0].name} and {odd.name}, whose replicas stand behind one gateway."
+                )
+                yield self.at(odd, name, message, "Set it once, in group_vars/serving.yml.")
+        for head in heads:
+            address = str(head.setting("vllm_host"))
+            if address.startswith("127.") and [host.name for host in self.fleet.gateways] != [head.name]:
+                message = f"{head.name}: vllm_host is {address}, where no gateway reaches it."
+                yield self.at(head, "vllm_host", message, "Leave it out: the address for its peers is the default.")
+        for host in self.fleet.gateways:
+            yield from self.shared(host)
+
+    def shared(self, host: Host) -> Iterator[Problem]:
+        """The address that several gateways share."""
+        given = host.variables.get("gateway_address")
+        if not given:
+            return
+        try:
+            ipaddress.ip_interface(str(given))
+        except ValueError:
+            hint = "Give an address with its prefix length, such as 10.1.4.9/24."
+            yield self.at(host, "gateway_address", f"{host.name}: gateway_address is {given}.", hint)
+        if not host.variables.get("gateway_interface"):
+            message = f"{host.name}: gateway_address {given} is set, and gateway_interface is not."
+            yield self.at(host, "gateway_address", message, "Name the interface on whose network the address is.")
+        if len(self.fleet.gateways) == 1:
+            message = f"{host.name} is the only gateway, so it shares gateway_address {given} with none."
+            yield self.at(
+                host, "gateway_address", message, "Add a host to the group gateway, or leave the variable out."
+            )
+
+    def ports(self, head: Host) -> Iterator[Problem]:
+        """What listens on the head of a replica, each on its own port."""
+        names = ["vllm_port", "vllm_health_port", *(["gateway_port"] if head in self.fleet.gateways else [])]
+        for number, name in enumerate(names):
+            port = self.number(head, name)
+            other = next((one for one in names[:number] if self.number(head, one) == port), None)
+            if port and other:
+                place = name if name in head.variables else other
+                yield self.at(head, place, f"{head.name}: {other} and {name} are both {port}.", "Give each its own.")
+
     def sizes(self, replica: Replica) -> Iterator[Problem]:
         head = replica.head
         factors = {name: self.number(head, name) for name in (TENSOR, PIPELINE)}
-        arguments = head.variables.get("vllm_args")
-        if isinstance(arguments, dict) and str(arguments.get("data-parallel-size", "")).isdigit():
-            factors["vllm_args.data-parallel-size"] = int(arguments["data-parallel-size"])
+        copies = self.number(head, DATA) or 1
+        yield from self.copies(replica, copies)
+        if copies > 1:
+            factors[DATA] = copies
         gpus = [self.gpus(host) for host in replica.hosts]
         asked = [size for size in factors.values() if size is not None]
         if None in gpus or factors[TENSOR] is None or prod(asked) == sum(count for count in gpus if count):
@@ -108,6 +160,20 @@ class _Checks:
             f"{replica.name}: {product} = {prod(asked)} GPUs, but its hosts have {have} = {sum(g or 0 for g in gpus)}.",
             "The product must equal the GPUs of the replica: set the sizes, or move hosts between the replicas.",
         )
+
+    def copies(self, replica: Replica, count: int) -> Iterator[Problem]:
+        """Copies of the model behind one API: equally many on each host, and started by vLLM itself."""
+        head, hosts = replica.head, len(replica.hosts)
+        arguments = head.variables.get("vllm_args")
+        if isinstance(arguments, dict) and "data-parallel-size" in arguments:
+            message = f"{replica.name}: vllm_args has data-parallel-size, by which no other host is told of it."
+            yield self.at(head, "vllm_args", message, f"Say {DATA}: {arguments['data-parallel-size']}.")
+        if count > 1 and hosts > 1 and replica.joined_by_ray:
+            message = f"{replica.name}: vllm_executor is ray, and {DATA} is {count} on {hosts} hosts."
+            yield self.at(head, "vllm_executor", message, "Leave vllm_executor out: vLLM starts copies on other hosts.")
+        if count % hosts and count > 1:
+            message = f"{replica.name}: {DATA} is {count}, which its {hosts} hosts cannot share equally."
+            yield self.at(head, DATA, message, f"Give a multiple of {hosts}; a copy spans no hosts.")
 
     def addresses(self, replica: Replica) -> Iterator[Problem]:
         for host in replica.hosts if len(replica.hosts) > 1 else ():
@@ -143,7 +209,7 @@ class _Checks:
             if variable != "rdma_env" and name.startswith(OF_THE_NETWORK):
                 message = f"{variable}: {name} describes a host's network."
                 yield _problem(at, self.fleet.path, message, "It belongs into rdma_env.")
-            elif name.startswith("NCCL_") and (objection := nccl_objection()(name)):
+            elif name.startswith("NCCL_") and (objection := nccl_objection(name)):
                 said, _, hint = objection.partition(". ")
                 yield _problem(at, self.fleet.path, f"{variable}: {said.rstrip('.')}.", hint or None)
 

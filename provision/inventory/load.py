@@ -57,12 +57,12 @@ def simulated(inventory: Path) -> bool:
 
 
 def select(fleet: Fleet, limit: str | None) -> tuple[Host, ...]:
-    """The serving hosts that `--limit` means, in Ansible's own sense of the word; all of them without one.
+    """The hosts that `--limit` means, in Ansible's own sense of the word; without one all that serve or are gateways.
 
     Raises UsageError with the nearest name if the limit names what the inventory does not have.
     """
     if limit is None:
-        return fleet.serving
+        return fleet.managed
     known = [*(name for name in fleet.groups if name != "ungrouped"), *fleet.hosts]
     for part in filter(None, re.split(r"[,:]", limit)):
         name = part.lstrip("!&")
@@ -77,9 +77,9 @@ def select(fleet: Fleet, limit: str | None) -> tuple[Host, ...]:
                 )
             )
     names = set(ansible_api.matching(fleet.sources, limit))
-    chosen = tuple(host for host in fleet.serving if host.name in names)
+    chosen = tuple(host for host in fleet.managed if host.name in names)
     if not chosen:
-        raise UsageError(f"--limit {limit} leaves no serving host of {fleet.path}.")
+        raise UsageError(f"--limit {limit} leaves no host of {fleet.path}.")
     return chosen
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from provision.stack import Stack
 
+GATEWAY = "gateway"  # the group whose hosts are gateways
+
 
 @dataclass(frozen=True)
 class Host:
@@ -49,6 +51,17 @@ class Replica:
         """The host on which vLLM's API runs."""
         return self.hosts[0]
 
+    @property
+    def is_one_copy(self) -> bool:
+        """Whether all its hosts serve one copy of the model together, and not several behind one API."""
+        return str(self.head.variables.get("vllm_data_parallel_size") or 1) == "1"
+
+    @property
+    def joined_by_ray(self) -> bool:
+        """Whether its hosts run Ray; else vLLM itself starts the workers. As the roles' defaults say."""
+        asked = self.head.variables.get("vllm_executor")
+        return str(asked) == "ray" if asked else len(self.hosts) > 1 and self.is_one_copy
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -69,6 +82,16 @@ class Fleet:
     def serving(self) -> tuple[Host, ...]:
         """The hosts of every replica, in the order of the inventory."""
         return tuple(host for replica in self.replicas for host in replica.hosts)
+
+    @property
+    def gateways(self) -> tuple[Host, ...]:
+        """The hosts that clients ask, and that pass requests on to the replicas; in the order of the inventory."""
+        return tuple(self.hosts[name] for name in self.groups.get(GATEWAY, ()))
+
+    @property
+    def managed(self) -> tuple[Host, ...]:
+        """The hosts that a run is about: those that serve, then gateways that do not."""
+        return (*self.serving, *(host for host in self.gateways if self.replica_of(host.name) is None))
 
     def replica_of(self, host: str) -> Replica | None:
         """The replica that a host belongs to, if it serves."""

@@ -60,6 +60,8 @@ def _host(fleet: Fleet, host: Host, problems: list[Problem]) -> HostPlan:
         message = f"{host.name!r} cannot be the name of a simulated host: letters, digits, '-' and '.', at most 64."
         problems.append(Problem(message, inventory))
     profile = host.variables.get("hardware_profile")
+    if profile is None and host in fleet.gateways and fleet.replica_of(host.name) is None:
+        profile = DEFAULT_PROFILE  # cards that nobody looks at
     if profile is None:
         message = f"{host.name} has no hardware_profile, so the lab cannot tell what to simulate."
         problems.append(Problem(message, inventory))
@@ -79,10 +81,10 @@ def _rehearsed(fleet: Fleet, host: Host) -> dict[str, object]:
         return {}
     asked = host.variables.get("vllm_args")
     arguments = {**(asked if isinstance(asked, dict) else {}), **_TINY}
-    arguments.pop("data-parallel-size", None)
     return {
         "vllm_tensor_parallel_size": len(replica.hosts),
         "vllm_pipeline_parallel_size": 1,
+        "vllm_data_parallel_size": 1,
         "vllm_args": arguments,
         **({"swap_size": "64M"} if host.variables.get("swap_size") else {}),
         "swap_mode": "file",  # simulated hosts have no partitions, and their root is an overlay

@@ -19,7 +19,8 @@ SETTINGS = (
     "driver_repository_suite", "driver_kernel_headers", "driver_kernel_modules", "reboot_allowed",
     "host_apt_lock_timeout", "host_time_sync",
     "weights_repo", "weights_revision", "weights_dir", "weights_endpoint", "weights_token", "weights_exclude",
-    "ray_ports", "ray_interface", "vllm_port", "lab",
+    "weights_source", "weights_uplink",
+    "ray_ports", "ray_interface", "vllm_port", "vllm_health_port", "vllm_ports", "lab",
 )  # fmt: skip
 HUB = "https://huggingface.co"
 POWERS = " KMGT"
@@ -76,18 +77,13 @@ def fitness_wanted(host: Host) -> dict[str, Any]:
     }
 
 
-def joins_ray(host: Host, replica: Replica) -> bool:
-    """Whether the host runs Ray."""
-    return str(host.variables.get("vllm_executor") or ("ray" if len(replica.hosts) > 1 else "mp")) == "ray"
-
-
 def ports(host: Host, replica: Replica) -> list[dict[str, Any]]:
     """The TCP ports that Ray and vLLM take on this host, single ones before ranges."""
     given = host.setting("ray_ports")
-    numbers = given if isinstance(given, Mapping) and joins_ray(host, replica) else {}
+    numbers = given if isinstance(given, Mapping) and replica.joined_by_ray else {}
     single = {f"ray_ports.{name}": number for name, number in numbers.items() if not str(name).startswith("workers_")}
     if host == replica.head:
-        single["vllm_port"] = host.setting("vllm_port")
+        single |= {name: host.setting(name) for name in ("vllm_port", "vllm_health_port")} | _own_ports(replica)
     else:
         single = {name: number for name, number in single.items() if name not in HEADS_OWN}
     found = [{"wanted_by": name, "from": int(port), "to": int(port)} for name, port in single.items() if port]
@@ -95,6 +91,15 @@ def ports(host: Host, replica: Replica) -> list[dict[str, Any]]:
         wide = {"from": int(numbers["workers_from"]), "to": int(numbers["workers_to"])}
         found.append({"wanted_by": "ray_ports.workers", **wide})
     return found
+
+
+def _own_ports(replica: Replica) -> dict[str, object]:
+    """By which the hosts of a replica find each other without Ray: one of the two."""
+    given = replica.head.setting("vllm_ports")
+    if replica.joined_by_ray or len(replica.hosts) == 1 or not isinstance(given, Mapping):
+        return {}
+    name = "master" if replica.is_one_copy else "data_parallel"
+    return {f"vllm_ports.{name}": given.get(name)}
 
 
 def _repositories(host: Host) -> Iterator[dict[str, Any]]:
@@ -115,8 +120,9 @@ def _repositories(host: Host) -> Iterator[dict[str, Any]]:
 
 
 def _hub(host: Host) -> Iterator[dict[str, Any]]:
-    """The model's list of files at the hub, which also tells its size."""
-    if repo := host.setting("weights_repo"):
+    """The model's list of files at the hub, which also tells its size. Other sources take their clients to be asked."""
+    is_asked = host.setting("weights_source") == "huggingface" and host.setting("weights_uplink")
+    if is_asked and (repo := host.setting("weights_repo")):
         base = str(host.setting("weights_endpoint") or HUB).rstrip("/")
         url = f"{base}/api/models/{repo}/tree/{host.setting('weights_revision')}?recursive=true&expand=false"
         exclude = [str(pattern) for pattern in _list(host, "weights_exclude")]

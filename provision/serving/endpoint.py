@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from provision.errors import ProvisionError
+from provision.inventory.model import Fleet, Replica
 
 
 class EndpointError(ProvisionError):
@@ -37,6 +38,35 @@ class Answer:
     first_token_s: float
     total_s: float
     tokens: int
+
+
+def endpoint_of(replica: Replica) -> Endpoint:
+    """Where a replica answers, from the inventory alone."""
+    head = replica.head
+    key = head.setting("vllm_api_key")
+    url = f"http://{head.setting('vllm_host')}:{head.setting('vllm_port')}"
+    return Endpoint(url, str(head.setting("vllm_served_model_name")), str(key) if key else None)
+
+
+def told_to_gateways(fleet: Fleet) -> dict[str, dict[str, object]]:
+    """What the role gateway needs to know of each replica: its head, and where that answers and tells of its engine."""
+    found: dict[str, dict[str, object]] = {}
+    for replica in fleet.replicas:
+        head = replica.head
+        address = str(head.setting("vllm_host"))
+        found[replica.name] = {
+            "head": head.name,
+            "address": head.ray_address if address in ("0.0.0.0", "::") else address,  # noqa: S104
+            "port": _number(head.setting("vllm_port")),
+            "health_port": _number(head.setting("vllm_health_port")),
+        }
+    return found
+
+
+def _number(setting: object) -> int | str:
+    """A port as a number, where it is one."""
+    text = str(setting)
+    return int(text) if text.isdigit() else text
 
 
 def ask(

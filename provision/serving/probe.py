@@ -92,9 +92,16 @@ def canary(endpoint: dict[str, Any]) -> dict[str, Any]:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=TIMEOUT_S) as response:
             tokens = json.load(response)["usage"]["completion_tokens"]
     except (OSError, ValueError, KeyError) as error:
-        return {"ok": False, "ms": None, "error": str(getattr(error, "reason", error))}
+        return {"ok": False, "ms": None, "error": str(getattr(error, "reason", error)), "said": loading()}
     elapsed = round((time.monotonic() - start) * 1000)
     return {"ok": tokens > 0, "ms": elapsed, "error": None if tokens else "no token generated"}
+
+
+def loading() -> str:
+    """What vLLM said last, as it starts; its progress with the weights before all else."""
+    status, text = output("journalctl", "-u", "vllm.service", "-n", "40", "-o", "cat", "--no-pager")
+    lines = [re.sub(r"^\([^)]*\)\s*", "", line).strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "% Completed" in line), lines[-1] if lines and not status else "")
 
 
 def ray_nodes() -> int | None:

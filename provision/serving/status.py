@@ -10,14 +10,20 @@ from importlib.resources import files
 from typing import Any
 
 from provision.inventory import Fleet, Host, Replica
-from provision.serving.endpoint import Endpoint
+from provision.serving.endpoint import Endpoint, endpoint_of
 from provision.ssh import Answer, Call, call
 from provision.ssh.fit import python_of
 
 ANSWER_TIMEOUT_S = 90
 DRIVER_UNITS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
-HEAD_UNITS = ("ray-head.service", "vllm.service")
-WORKER_UNITS = ("ray-worker.service",)
+ALL_UNITS = (
+    *DRIVER_UNITS,
+    "ray-head.service",
+    "ray-worker.service",
+    "vllm.service",
+    "provision-health.service",
+    "provision-follow.service",
+)
 API_KEY_FILE = "/etc/provision/secrets/vllm.env"
 
 
@@ -35,13 +41,10 @@ class HostStatus:
         """What is wrong on this host, as sentences; empty when nothing is."""
         if self.error:
             return [f"{self.host.name} cannot be asked: {self.error}"]
-        wanted = HEAD_UNITS if self.host == self.replica.head else WORKER_UNITS
-        if len(self.replica.hosts) == 1:
-            wanted = ("vllm.service",)
         units = {name: unit["active"] for name, unit in self.facts["units"].items()}
         found = [
             f"{self.host.name}: {name} is {units.get(name, 'not installed')}."
-            for name in wanted
+            for name in _wanted(self.replica, self.host)
             if units.get(name) != "active"
         ]
         if self.facts["gpu_error"]:
@@ -69,18 +72,11 @@ class ReplicaStatus:
         """What is wrong, as sentences."""
         found = [problem for host in self.hosts for problem in host.problems]
         if self.canary and not self.canary["ok"]:
-            found.append(f"{self.endpoint.url} does not generate: {self.canary['error']}.")
+            said = f" vLLM said last: {self.canary['said'][:200]}" if self.canary.get("said") else ""
+            found.append(f"{self.endpoint.url} does not generate: {self.canary['error']}.{said}")
         if self.ray_nodes is not None and self.ray_nodes != len(self.hosts):
             found.append(f"{self.replica.name}: {self.ray_nodes} of {len(self.hosts)} hosts are in its Ray cluster.")
         return found
-
-
-def endpoint_of(replica: Replica) -> Endpoint:
-    """Where a replica answers, from the inventory alone."""
-    head = replica.head
-    key = head.setting("vllm_api_key")
-    url = f"http://{head.setting('vllm_host')}:{head.setting('vllm_port')}"
-    return Endpoint(url, str(head.setting("vllm_served_model_name")), str(key) if key else None)
 
 
 def survey(fleet: Fleet) -> list[ReplicaStatus]:
@@ -99,9 +95,23 @@ def _replica(replica: Replica, hosts: Sequence[HostStatus]) -> ReplicaStatus:
     return ReplicaStatus(replica, endpoint_of(replica), tuple(hosts), head.get("canary"), head.get("ray_nodes"))
 
 
+def _has_cluster(replica: Replica) -> bool:
+    """Whether Ray joins several hosts there."""
+    return replica.joined_by_ray and len(replica.hosts) > 1
+
+
+def _wanted(replica: Replica, host: Host) -> list[str]:
+    """The units without which a replica is not whole."""
+    ray = _has_cluster(replica)
+    if host != replica.head:
+        return ["ray-worker.service"] if ray else ["vllm.service", "provision-follow.service"]
+    tells = str(host.setting("vllm_health_port")) != "0"
+    return [*["ray-head.service"] * ray, "vllm.service", *["provision-health.service"] * tells]
+
+
 def _script(replica: Replica, host: Host) -> str:
     """What root's shell runs on a host: the probe, which comes on its standard input."""
-    argument = json.dumps({"units": [*DRIVER_UNITS, *HEAD_UNITS, *WORKER_UNITS], "endpoint": _canary(replica, host)})
+    argument = json.dumps({"units": ALL_UNITS, "endpoint": _canary(replica, host)})
     return f"exec {shlex.quote(python_of(host))} - {shlex.quote(argument)}"
 
 
@@ -119,5 +129,5 @@ def _canary(replica: Replica, host: Host) -> dict[str, Any] | None:
     if host != replica.head:
         return None
     at = endpoint_of(replica)
-    cluster = len(replica.hosts) > 1
-    return {"url": at.url, "model": at.model, "key_file": API_KEY_FILE if at.api_key else None, "ray": cluster}
+    key_file = API_KEY_FILE if at.api_key else None
+    return {"url": at.url, "model": at.model, "key_file": key_file, "ray": _has_cluster(replica)}

@@ -119,24 +119,8 @@ class HostUnderTest:
 
     def begin(self, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a bootstrap and return at once; its events come on its standard output."""
-        argv = [
-            str(self.site.command),
-            "bootstrap",
-            str(self.site.directory),
-            "--json",
-            "--stage",
-            ",".join(self.stages),
-            *options,
-        ]
-        state = {"XDG_STATE_HOME": str(self.site.state), "NO_COLOR": "1"}
-        return subprocess.Popen(
-            argv,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.site.directory.parent,
-            env=os.environ | state | self.environment(environment),
-        )
+        self.site.environment = self.environment(environment)
+        return self.site.begin("bootstrap", self.site.directory, "--json", "--stage", ",".join(self.stages), *options)
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """The receipts that the host keeps, by stage."""

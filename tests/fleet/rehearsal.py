@@ -61,19 +61,34 @@ class Site:
 
     def run(self, *argv: str | Path, code: int | None = 0, timeout: float = 1500) -> Run:
         """Call `provision` with the arguments; `code` is the exit code that it must end with (None: any)."""
-        words = [str(self.command), *map(str, argv)]
-        env = os.environ | {"XDG_STATE_HOME": str(self.state), "NO_COLOR": "1"} | self.environment
         start = time.monotonic()
-        done = subprocess.run(
-            words, capture_output=True, text=True, env=env, cwd=self.directory.parent, timeout=timeout, check=False
-        )
-        run = Run(words, done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+        with self.begin(*argv) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        run = Run(process.args, process.returncode, out, err, time.monotonic() - start)
         assert code is None or run.code == code, str(run)
         assert "Traceback (most recent call last)" not in run.text, str(run)
         return run
 
+    def begin(self, *argv: str | Path) -> subprocess.Popen[str]:
+        """Start `provision` with the arguments and return at once; its output is to be read from the process."""
+        words = [str(self.command), *map(str, argv)]
+        env = os.environ | {"XDG_STATE_HOME": str(self.state), "NO_COLOR": "1"} | self.environment
+        pipe = subprocess.PIPE
+        return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=env, cwd=self.directory.parent)
+
     def bootstrap(self, *options: str, code: int | None = 0) -> Run:
         return self.run("bootstrap", self.directory, "--json", *options, code=code)
+
+    def foretold(self, *options: str) -> Run:
+        """A bootstrap that does what check mode said just before."""
+        predicted = self.bootstrap("--check", *options, code=2)
+        run = self.bootstrap(*options)
+        assert predicted.changes() == run.changes()
+        return run
 
     def up(self) -> Run:
         return self.run("lab", "up", self.directory)

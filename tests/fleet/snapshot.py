@@ -16,7 +16,7 @@ import glob, hashlib, json, os, stat, subprocess
 
 ROOTS = ["/etc", "/opt/provision", "/data/models", "/usr/local", "/var/lib/provision"]
 # Rewritten by the system by itself; environments and caches are told by their names alone.
-SKIP = ["/etc/mtab", "/etc/ld.so.cache", "/etc/machine-id", "/etc/resolv.conf", "/etc/adjtime", "/etc/.pwd.lock",
+SKIP = ["/var/lib/provision/weights", "/etc/mtab", "/etc/ld.so.cache", "/etc/machine-id", "/etc/resolv.conf", "/etc/adjtime", "/etc/.pwd.lock",
         "/etc/ssl/certs", "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-"]
 
 def tell(path):

@@ -15,11 +15,12 @@ STAGES = [
     "site",
     "host",
     "swap",
+    "tools",
+    "transfer",
     "driver",
     "gpu",
     "cuda",
     "rdma",
-    "tools",
     "serving_env",
     "weights",
     "ray",
@@ -78,6 +79,11 @@ def test_one_engine_spans_both_hosts(served: Site) -> None:
         assert "RayWorker" in served.sh(host, "ps -eo args") or "ray::" in served.sh(host, "ps -eo args")
 
 
+def test_a_transfer_of_weights_would_spare_both_hosts(served: Site) -> None:
+    for host in HOSTS:
+        served.sh(host, "test -e /run/provision/weights-serving")
+
+
 def test_second_run_changes_nothing(served: Site) -> None:
     before, process = {host: snapshot(served, host) for host in HOSTS}, vllm_process(served)
     run = served.bootstrap()
@@ -121,7 +127,7 @@ DRIFTS = {
     "swap": ("node-1", "swapoff /data/swapfile", "swap", "swap"),
     "a shard": (
         "node-2",
-        "cd /data/models/*/*/ && printf x | dd of=$(ls *.safetensors | head -n 1) bs=1 seek=9000 conv=notrunc status=none",
+        "cd /data/models/*/current/ && printf x | dd of=$(ls *.safetensors | head -n 1) bs=1 seek=9000 conv=notrunc status=none",
         "weights",
         "safetensors",
     ),
@@ -133,9 +139,7 @@ def test_drift_is_repaired_alone(served: Site, drift: str) -> None:
     host, break_it, stage, word = DRIFTS[drift]
     before, process = {name: snapshot(served, name) for name in HOSTS}, vllm_process(served)
     served.sh(host, break_it)
-    predicted = served.bootstrap("--check", code=2)
-    repaired = served.bootstrap()
-    assert predicted.changes() == repaired.changes()
+    repaired = served.foretold()
     assert list(repaired.changes()) == [host]
     for sentence in repaired.changes()[host]:
         assert sentence.startswith(f"{stage}: ")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,11 +19,7 @@ class Running:
     """A bootstrap that goes on in the background."""
 
     def __init__(self, site: Site, *options: str) -> None:
-        words = [str(site.command), "bootstrap", str(site.directory), "--json", *options]
-        env = os.environ | {"XDG_STATE_HOME": str(site.state), "NO_COLOR": "1"}
-        self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=site.directory.parent
-        )
+        self.process = site.begin("bootstrap", site.directory, "--json", *options)
         self.events: list[dict[str, Any]] = []
 
     def read_until(self, kind: str, **wanted: str) -> dict[str, Any]:

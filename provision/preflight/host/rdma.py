@@ -57,6 +57,6 @@ def active_mtus(text: str) -> dict[tuple[str, int], int]:
             device = value
         elif name == "port":
             port = int(value)
-        elif name == "active_mtu":
+        elif name == "active_mtu" and value[:1].isdigit():  # of a port that is down it may be no number
             found[device, port] = int(value.split()[0])
     return found

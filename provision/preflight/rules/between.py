@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import combinations
 
+from provision.content import of_roles
 from provision.preflight.findings import Finding, Severity
 from provision.preflight.rules.network import peer_interface
 from provision.preflight.rules.seen import TIMES, Seen, several
-from provision.preflight.shared import fitness
 
 APART_S = 2.0  # seconds between the clocks of two hosts, from which logs and tokens no longer fit together
 
@@ -31,7 +31,9 @@ def clocks(fleet: Sequence[Seen]) -> Iterator[Finding]:
         return
     middle = ordered[(len(ordered) - 1) // 2]
     for seen in fleet:
-        for one in fitness().of_clock(surely_ahead(seen, middle), APART_S, f"that of {middle.host.name}"):
+        for one in of_roles("provision_fitness").of_clock(
+            surely_ahead(seen, middle), APART_S, f"that of {middle.host.name}"
+        ):
             names = seen.host.name, middle.host.name
             yield Finding(
                 "clock", Severity.WARNING, f"{seen.host.name}: {one.what[0].lower()}{one.what[1:]}", one.remedy, names

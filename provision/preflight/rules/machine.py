@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from provision.content import of_roles
 from provision.preflight.findings import Finding, blocker, note, ok, warning
 from provision.preflight.request import fitness_wanted, wanted_swap
 from provision.preflight.rules.seen import Seen, several, size_text
-from provision.preflight.shared import fitness
 
 SLOW = {
     "rotational": "a rotating disk, which reads some 0.2 GB/s: 689 GB of weights take an hour at each start",
@@ -29,7 +29,7 @@ def fit(seen: Seen) -> Iterator[Finding]:
         "driver_loaded": base.driver_loaded,
         "bootstrapped": base.bootstrapped,
     }
-    objections = list(fitness().objections(facts, fitness_wanted(seen.host)))
+    objections = list(of_roles("provision_fitness").objections(facts, fitness_wanted(seen.host)))
     for one in objections:
         yield _blocker(one)
     if not any(one.about == "system" for one in objections):
@@ -51,7 +51,7 @@ def clock(seen: Seen) -> Iterator[Finding]:
     allowed = float(str(seen.host.setting("preflight_max_clock_skew") or 0))
     behind, ahead = seen.ahead
     surely = behind if behind > 0 else ahead if ahead < 0 else 0.0
-    objections = list(fitness().of_clock(surely, allowed))
+    objections = list(of_roles("provision_fitness").of_clock(surely, allowed))
     for one in objections:
         yield _blocker(one)
     if not objections:
@@ -117,7 +117,7 @@ def swap(seen: Seen) -> Iterator[Finding]:
     size, place = wanted_swap(seen.host), seen.facts.disks.get("swap")
     if not size or place is None:
         return
-    if place.file_system not in fitness().HOLD_SWAP and not seen.is_simulated:
+    if place.file_system not in of_roles("provision_fitness").HOLD_SWAP and not seen.is_simulated:
         yield blocker(
             "swap",
             f"{place.path} lies on {place.file_system} ({place.mount}), which cannot hold a swap file.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from provision.inventory.model import Fleet, Host, Replica
 from provision.preflight.facts import Facts
-from provision.preflight.request import joins_ray, profile_of
+from provision.preflight.request import profile_of
 
 GIB, TIB = 2**30, 2**40
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -38,7 +38,7 @@ class Seen:
     @property
     def uses_ray(self) -> bool:
         """Whether it runs Ray."""
-        return joins_ray(self.host, self.replica)
+        return self.replica.joined_by_ray
 
     @property
     def is_simulated(self) -> bool:

@@ -29,6 +29,10 @@ options:
     description: Seconds to wait for another process that holds apt's lock.
     type: int
     default: 300
+  services:
+    description: Whether the packages may start the services that they bring.
+    type: bool
+    default: true
 attributes:
   check_mode:
     support: full
@@ -68,7 +72,7 @@ diff:
 UNIT = "provision-packages"
 
 
-def plan(names: list[str], lock_timeout_s: int) -> Iterator[Change]:
+def plan(names: list[str], lock_timeout_s: int, services: bool = True) -> Iterator[Change]:
     """One change that installs all that is missing."""
     wanted = {name: version for name, _, version in (spec.partition("=") for spec in names)}
     present = installed()
@@ -78,7 +82,7 @@ def plan(names: list[str], lock_timeout_s: int) -> Iterator[Change]:
         before = {name: present[name].version if name in present else "absent" for name in missing}
         yield Change(
             f"Installed {', '.join(sorted(missing))}.",
-            lambda: install(missing, lock_timeout_s, UNIT),
+            lambda: install(missing, lock_timeout_s, UNIT, alone=not services),
             "packages",
             "".join(f"{name}: {before[name]}\n" for name in sorted(missing)),
             "".join(f"{name}: {missing[name] or 'installed'}\n" for name in sorted(missing)),
@@ -89,10 +93,11 @@ def main() -> None:
     spec = {
         "names": {"type": "list", "elements": "str", "required": True},
         "lock_timeout": {"type": "int", "default": 300},
+        "services": {"type": "bool", "default": True},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    names, lock_timeout_s = module.params["names"], module.params["lock_timeout"]
-    converge(module, lambda: after(UNIT, module.check_mode, lambda: plan(names, lock_timeout_s)))
+    asked = (module.params["names"], module.params["lock_timeout"], module.params["services"])
+    converge(module, lambda: after(UNIT, module.check_mode, lambda: plan(*asked)))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ options:
       by_package:
         description:
           - Whether the package that brings the unit also enables and starts it, as Debian's do unless something forbids
-            it. Where the unit is not there yet, check mode then foretells nothing.
+            it. Where the unit is not there yet, check mode then foretells nothing but that it will be disabled, where
+            that is wanted.
         type: bool
         default: false
 attributes:
@@ -202,6 +203,8 @@ def plan_state(unit: dict[str, Any], seen: dict[str, str], check_mode: bool) -> 
     ):  # whose text will be put back
         raise HostError(f"{name} is masked, so it cannot run. If that is not meant: systemctl unmask {name}")
     if seen["LoadState"] == "not-found" and unit["by_package"] and check_mode:
+        if not unit["enabled"]:  # Debian's packages enable what they bring
+            yield Change(f"Disabled {name}.", lambda: None, name, "enabled\n", "disabled\n")
         return
     if seen["LoadState"] == "not-found" and not check_mode:
         raise HostError(f"There is no unit {name} on this host: the package that brings it is not installed.")

@@ -174,8 +174,9 @@ def explain(told: str, specs: Sequence[str], unit: str, lock_timeout_s: int) -> 
         )
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("debconf:", f"{unit}.service:", "Failed to start"))]
-    # What went wrong stands above what followed from it; dkms, which builds modules, begins with `Error!`.
-    errors = list(dict.fromkeys(line for line in said if re.match(r"E: |Error!|Consult |dpkg: error", line)))
+    # First what went wrong, then what followed from it: dkms, which builds modules, begins with `Error!`.
+    errors = [line for pattern in (r"Error!|Consult ", r"E: |dpkg: error") for line in said if re.match(pattern, line)]
+    errors = list(dict.fromkeys(errors))
     return (
         f"apt-get install {' '.join(specs)} failed. It said: {' '.join(errors[:6] or said[-8:])}\n"
         f"See more on the host with: journalctl -u {unit}"

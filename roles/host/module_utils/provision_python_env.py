@@ -20,17 +20,21 @@ RECORD = (
     ".provision"  # below the environment: what was asked for, what was installed, and everything with its size and mode
 )
 
+# How find tells a file in the record: directories by mode, all else by size and mode.
+TOLD = r"-type d -printf '%P\td %m\n' -o -printf '%P\t%s %m\n'"
+
 # Whether the tree at $1 is what its record lists, nothing touched since the stamp $2, all of it owned by $3:$4.
-AS_RECORDED = r"""
+AS_RECORDED = rf"""
 cd "$1" && find . -path ./.provision -prune -o -name __pycache__ -type d -prune -o \
   \( ! -uid "$3" -o ! -gid "$4" -o ! -type d \( -newermt "@$2" -o ! -newermt "@$(($2 - 1)).999999999" \) \) \
-  -printf 'changed\n' -o -type d -printf '%P\td %m\n' -o -printf '%P\t%s %m\n' \
+  -printf 'changed\n' -o {TOLD} \
   | LC_ALL=C sort | cmp -s - .provision/files
 """
 
 # $NEW is built and renamed to $TARGET. The stamp comes before anything is compiled, since compiled files carry it. They
 # are made now, because who runs in the environment later may not write there.
-BUILD = r"""
+BUILD = (
+    r"""
 umask 022
 rm -rf "$NEW"
 trap 'rm -rf "$NEW.uv"' EXIT
@@ -47,8 +51,9 @@ cp -r "$FOLDER/wanted.json" "$NEW/.provision/"
 "$UV" pip freeze --quiet --no-config --python "$NEW" > "$NEW/.provision/lock.txt"
 cd "$NEW"
 find . -path ./.provision -prune -o -name __pycache__ -prune -o ! -type d -exec touch -h -d @"$STAMP" {} +
-find . -path ./.provision -prune -o -name __pycache__ -prune -o \
-  \( -type d -printf '%P\td %m\n' -o -printf '%P\t%s %m\n' \) \
+find . -path ./.provision -prune -o -name __pycache__ -prune -o \( """
+    + TOLD
+    + r""" \) \
   | LC_ALL=C sort > .provision/files
 touch -d @"$STAMP" .provision/files .provision/lock.txt .provision/wanted.json
 cd /
@@ -73,6 +78,7 @@ mv -T "$NEW" "$TARGET"
 sync -f "$TARGET"
 rm -rf "$TARGET.old"
 """
+)
 
 
 def wheel(package: dict[str, Any]) -> tuple[str, bytes]:

@@ -97,9 +97,8 @@ def ports() -> list[Port]:
         for number in sorted(_entries(root / device / "ports"), key=int):
             folder = root / device / "ports" / number
             layer = _said(folder / "link_layer")
-            gids = (
-                tuple(_gids(folder)) if layer == ETHERNET else ()
-            )  # InfiniBand is addressed by the fabric's own numbers
+            # InfiniBand is addressed by the fabric's own numbers.
+            gids = tuple(_gids(folder)) if layer == ETHERNET else ()
             named = {gid.interface for gid in gids if gid.interface}
             found.append(
                 Port(

@@ -6,6 +6,7 @@ Standard library only, Python 3.9 and later.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,10 @@ from ansible.module_utils.provision_host import Change, HostError, run, write_fi
 
 WORK = "/run/provision"
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+# Runs the script $1 and says last how it ended, on the stream on which all else was said.
+SHELL = '/bin/sh -euc "$1"; code=$?; echo "Ended with $code."; exit $code'
+LAST = re.compile(r"\nEnded with \d+\.$", re.MULTILINE)
+JOURNAL_S = 5  # seconds in which journald must have written what a unit said
 CA_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
 
@@ -61,20 +66,34 @@ def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str =
     folder = Path(WORK, unit)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     proxies = {name: os.environ[name] for name in PROXIES if os.environ.get(name)}
-    lines = (f'{name}="{_quoted(value)}"\n' for name, value in sorted({**proxies, **environment}.items()))
+    lines = (f'{name}="{quoted(value)}"\n' for name, value in sorted({**proxies, **environment}.items()))
     write_file(str(folder / "environment"), "".join(lines), 0o600)
     argv = ["systemd-run", "--quiet", "--wait", "--collect", f"--unit={unit}", f"--uid={user}"]
-    argv += [f"--property=EnvironmentFile={folder}/environment", "--property=Nice=5", "/bin/sh", "-euc", script]
+    argv += [f"--property=EnvironmentFile={folder}/environment", "--property=Nice=5"]
+    argv += ["/bin/sh", "-c", SHELL, unit, script]
     begin = time.time()
     try:
         if run(argv, check=False).rc != 0:
-            run(["journalctl", "--sync"], check=False)  # the last lines, which say why, are the last to be written
-            told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "60", "-o", "cat"], check=False)
-            raise UnitError(unit, told.out.strip())
+            raise UnitError(unit, journal(unit, begin))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _quoted(value: str) -> str:
+def journal(unit: str, begin: float) -> str:
+    """The last lines that a unit said since it began, without the very last.
+
+    The lines that say why are the last to be written: journald, when it is busy, writes them after the unit has ended,
+    and its own --sync does not wait for them. Of a unit that was killed there is no last line.
+    """
+    deadline = time.monotonic() + JOURNAL_S
+    while True:
+        run(["journalctl", "--sync"], check=False)
+        told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "60", "-o", "cat"], check=False).out
+        if LAST.search(told) or time.monotonic() > deadline:
+            return LAST.sub("", told).strip()
+        time.sleep(0.2)
+
+
+def quoted(value: str) -> str:
     """A value as it stands between double quotes in a systemd environment file."""
     return value.replace("\\", "\\\\").replace('"', '\\"')

@@ -9,7 +9,6 @@ import fnmatch
 import json
 import os
 import re
-import shlex
 import shutil
 import stat
 from pathlib import Path
@@ -25,8 +24,8 @@ from ansible.module_utils.provision_host import (
     write_file,
 )
 from ansible.module_utils.provision_hub import HubError, find_commit, list_files
-from ansible.module_utils.provision_sealed import is_sealed, open_mode, seal, which_hold
-from ansible.module_utils.provision_transient import ca_environment, run_unit
+from ansible.module_utils.provision_sealed import is_sealed, open_mode, seal, unseal, which_hold
+from ansible.module_utils.provision_weights_unit import Unit
 
 MARGIN = 1 << 30  # bytes that stay free beside the weights
 
@@ -65,6 +64,7 @@ class Weights:
         self.commit = ""
         self.text: str | None = None  # the manifest
         self.files: dict[str, dict[str, Any]] = {}
+        self.unit = Unit(params, self.base)
 
     @property
     def place(self) -> Path:
@@ -79,18 +79,41 @@ class Weights:
         return self.base / f"{self.commit}.partial"
 
     def look_up(self) -> None:
-        """Find the commit and what it holds: from the manifest if there is one, else from the hub."""
-        hub = (self.params["endpoint"], self.params["repo"])
-        self.commit = self.params["revision"]
-        if not re.fullmatch("[0-9a-f]{40}", self.commit):
-            self.commit = self._commit_of_branch(*hub)
+        """Find the commit and what it holds: by the manifest if there is one, else from who fetches, or the source."""
+        revision = self.params["revision"]
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            self.commit = revision
+        else:
+            if self.params["source"] != "huggingface":
+                raise HostError(
+                    f"weights_revision is {revision}, and should be 40 hex digits: a commit of ModelScope; or of a "
+                    "directory or bucket, the first 40 digits that `sha256sum SHA256SUMS` prints there."
+                )
+            self.commit = self._commit_of_branch(self.params["endpoint"], self.params["repo"])
         self.text = self._known_manifest()
         if self.text is None:
-            files = list_files(*hub, self.commit, self.params["token"])
+            files = self._fetched_list() or self._asked_list()
             kept = {name: files[name] for name in sorted(files) if not self._excluded(name)}
             told = {"repo": self.params["repo"], "revision": self.params["revision"], "exclude": self.params["exclude"]}
             self.text = json.dumps({**told, "commit": self.commit, "files": kept}, indent=1, sort_keys=True) + "\n"
         self.files = json.loads(self.text)["files"]
+
+    def _fetched_list(self) -> dict[str, Any]:
+        """The files as whoever fetches them was told; empty before that."""
+        text = read_text(f"{self.partial}/.manifest.json")
+        try:
+            told = json.loads(text) if text else {}
+            return dict(told["files"]) if told.get("exclude") == self.params["exclude"] else {}
+        except (ValueError, KeyError):
+            return {}
+
+    def _asked_list(self) -> dict[str, Any]:
+        """The files as the source lists them."""
+        if not self.params["uplink"]:
+            raise HubError(f"This host may not ask for the files of {self.params['repo']} itself (weights_uplink).")
+        if self.params["source"] == "huggingface":
+            return list_files(self.params["endpoint"], self.params["repo"], self.commit, self.params["token"])
+        return self.unit.listed(self.commit)
 
     def _known_manifest(self) -> str | None:
         """The manifest on the host; None if there is none for these files, or somebody wrote in it."""
@@ -122,25 +145,67 @@ class Weights:
         try:
             self.look_up()
         except HubError as error:
-            if not check_mode:
+            if not check_mode and (not self.commit or len(self.params["chain"]) < 2):
                 raise
-            self.warn(str(error))
-            self.commit = ""
-            yield Change(f"Downloaded {self.params['repo']} at {self.params['revision']}.", lambda: None)
+            self.warn(str(error))  # the others of the chain have the list, or will have it
+        if not self.params["wait"]:
+            yield from self.begin_changes()
+            return
+        if not self.files:
+            at = self.commit[:12] or self.params["revision"]
+            yield Change(f"Downloaded {self.params['repo']} at {at}.", lambda: self.fetch([]))
+            if self.commit:
+                yield from self.switch_changes()
             return
         touched = [name for name in self.files if not is_sealed(self.place / name, self.files[name])]
-        good = which_hold(self.place, self.files, touched)
-        if good:
+        read = self.files if self.params["full"] else touched
+        right = which_hold(self.place, self.files, read)
+        if good := right.intersection(touched):
             before = "".join(f"{name}: written since it was verified\n" for name in sorted(good))
             sentence, after = f"Verified again {names_of(good)}.", "the same content\n"
             yield Change(sentence, lambda: [seal(self.place / name) for name in good], str(self.place), before, after)
-        wanted = [name for name in touched if name not in good]
+        wanted = [name for name in read if name not in right]
         if wanted:
             self.expect_room(wanted)
             yield self.download_change(wanted)
         else:
             yield from self.manifest_changes()
             yield from self.access_changes()
+        yield from self.switch_changes()
+
+    def begin_changes(self) -> Iterator[Change]:
+        """Have the files fetched beside whatever else is done here; what is in place already is not looked at."""
+        if self.place.exists() or not self.commit:
+            return
+        left = [name for name in self.files if not is_sealed(self.partial / name, self.files[name])]
+        if left:
+            self.expect_room(left)
+        if (left or not self.files) and not self.unit.is_at_work(self.commit):
+            size = f": {len(self.files)} files, {human(self.size_of(self.files))}" if self.files else ""
+            sentence = f"Began to fetch {self.params['repo']} at {self.commit[:12]}{size}."
+            yield Change(sentence, lambda: self.unit.start(self.commit, self.text))
+
+    def size_of(self, names: Iterable[str]) -> int:
+        return sum(self.files[name]["size"] for name in names)
+
+    def switch_changes(self) -> Iterator[Change]:
+        """Point `current` to what this host is to serve, and `previous` to what it pointed to before."""
+        link = self.base / "current"
+        there = os.readlink(link) if link.is_symlink() else ""
+        if there != self.commit:
+            before, after = (f"{commit or 'nothing'}\n" for commit in (there, self.commit))
+            sentence = f"Switched {link} to {self.commit[:12]}."
+            yield Change(sentence, lambda: self.switch(there), str(link), before, after)
+
+    def switch(self, before: str) -> None:
+        """Each link is replaced in one step."""
+        for name, target in (("previous", before), ("current", self.commit)):
+            if target:
+                new = self.base / f".{name}.new"
+                new.unlink(missing_ok=True)
+                new.symlink_to(target)
+                os.replace(new, self.base / name)
+        sync_directory(str(self.base))
 
     def manifest_changes(self) -> Iterator[Change]:
         """The list of what is there: its text, its mode, and that nobody wrote it since."""
@@ -175,7 +240,7 @@ class Weights:
 
     def download_change(self, wanted: list[str]) -> Change:
         """The change that fetches these files."""
-        size = human(sum(self.files[name]["size"] for name in wanted))
+        size = human(self.size_of(wanted))
         at = f"{self.params['repo']} at {self.commit[:12]}"
         if len(wanted) == len(self.files):
             sentence, before = f"Downloaded {at}: {len(wanted)} files, {size}.", ""
@@ -188,7 +253,7 @@ class Weights:
     def expect_room(self, wanted: list[str]) -> None:
         """Refuse to start what cannot fit on the disk."""
         there = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
-        needed = sum(self.files[name]["size"] for name in wanted) - there + MARGIN
+        needed = self.size_of(wanted) - there + MARGIN
         existing = next(folder for folder in (self.base, *self.base.parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         if free < needed:
@@ -198,56 +263,26 @@ class Weights:
             )
 
     def fetch(self, wanted: list[str]) -> None:
-        """Download what is not in the partial directory yet, verify it, and put it in place."""
-        self.partial.mkdir(parents=True, exist_ok=True)
-        shutil.chown(self.partial, self.params["user"], self.params["user"])
-        left = self.unverified(wanted)
-        for _ in range(2):
-            if left:
-                self.download(left)
-                left = self.unverified(left)
+        """Have the unit fetch what is missing, wait for its end, and put that in place."""
+        for name in wanted:
+            unseal(self.place / name)  # who fetches goes by that
+        self.unit.start(self.commit, self.text)
+        self.unit.wait(self.commit)
+        if not self.files:
+            self.look_up()
+            wanted = [name for name in self.files if not is_sealed(self.place / name, self.files[name])]
+        left = [name for name in wanted if not is_sealed(self.partial / name, self.files[name])]
         if left:
             raise HostError(
-                f"The hub sent {names_of(left)} twice with another content than it announces for commit {self.commit}. "
-                "Is a proxy or mirror between (weights_endpoint, site_https_proxy) at fault?"
+                f"{self.params['unit']}.service has ended, and {names_of(left)} of {self.params['repo']} at "
+                f"{self.commit[:12]} is not there. See on the host: journalctl -u {self.params['unit']}"
             )
         os.sync()
         self.install(wanted)
         self.open_up(self.closed())  # whatever this process makes directories with
 
-    def unverified(self, names: list[str]) -> list[str]:
-        """Of the partial files, mark those that are right and remove the others; tell which are still to be had."""
-        unsure = [name for name in names if not is_sealed(self.partial / name, self.files[name])]
-        good = which_hold(self.partial, self.files, unsure)
-        for name in good:
-            seal(self.partial / name)
-        left = [name for name in unsure if name not in good]
-        for name in left:  # hf takes a damaged file that it knows for a whole one
-            (self.partial / name).unlink(missing_ok=True)
-        return left
-
-    def download(self, names: list[str]) -> None:
-        """Have hf fetch the files into the partial directory."""
-        params = self.params
-        words = [params["hf"], "download", params["repo"], *names, "--revision", self.commit]
-        words += ["--local-dir", str(self.partial), "--max-workers", "8"]
-        environment = {
-            "HF_HOME": f"{self.partial}/.hf",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_TOKEN": params["token"],
-            "HF_ENDPOINT": params["endpoint"],
-            # Only the hub itself has the store that the faster protocol needs.
-            "HF_HUB_DISABLE_XET" if params["endpoint"] else "HF_XET_HIGH_PERFORMANCE": "1",
-            **ca_environment(),
-        }
-        environment = {name: value for name, value in environment.items() if value}
-        run_unit(params["unit"], f"exec {shlex.join(words)} >/dev/null", environment, params["user"])
-
     def install(self, names: list[str]) -> None:
         """Put verified files in place: all at once where there is nothing yet, else one by one."""
-        shutil.rmtree(self.partial / ".cache", ignore_errors=True)
-        shutil.rmtree(self.partial / ".hf", ignore_errors=True)
         whole = not self.place.exists()
         absent = missing_shards(self.partial, {**self.files}) if whole else []
         if absent:
@@ -256,6 +291,7 @@ class Weights:
                 "weights_exclude leaves out. The model would not load; nothing was put in place."
             )
         self.write_manifest()
+        (self.partial / ".manifest.json").unlink(missing_ok=True)
         if whole:
             os.rename(self.partial, self.place)
         else:
@@ -271,10 +307,12 @@ class Weights:
 
     def facts(self) -> dict[str, Any]:
         """Where the files are, as later stages need to know."""
+        known = {"location": str(self.place) if self.commit else "", "commit": self.commit}
+        if not self.params["wait"]:
+            return known  # what comes later is no fact of who only began it
         text = read_text(self.manifest) if self.commit else None
         return {
-            "location": str(self.place) if self.commit else "",
-            "commit": self.commit,
+            **known,
             "manifest_sha256": sha256_text(text) if text else "",
             "present": text is not None and self.place.is_dir(),
         }

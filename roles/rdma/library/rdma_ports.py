@@ -283,7 +283,7 @@ def obstacles(used: Sequence[Choice]) -> Iterator[str]:
     cards = pci.gpus()
     addresses = sorted({*adapters(used), *cards}) if used and cards else []
     kinds = {address: pci.iommu(address) for address in addresses}
-    translated = [address for address, kind in kinds.items() if kind not in ("off", "identity")]
+    translated = [address for address, kind in kinds.items() if kind not in (pci.NO_IOMMU, "identity")]
     if translated:
         yield (
             f"The IOMMU translates ({kinds[translated[0]]}) what {len(translated)} of the GPUs and RDMA ports read and "

@@ -204,11 +204,20 @@ def installed_files(env: str) -> dict[str, str]:
 def is_as_recorded(env: str) -> bool:
     """Whether everything is there as `installed_files` would list it, asked of `find`: in a third of the time.
 
-    It says yes only where it is sure; what differs, if anything does, is found out above.
+    It says yes only where it is sure; what differs, if anything does, `unlike_record` finds out.
     """
     return (
         run(["sh", "-c", AS_RECORDED, "sh", env, str(STAMP), str(os.geteuid()), str(os.getegid())], check=False).rc == 0
     )
+
+
+def unlike_record(env: str, recorded: str) -> list[str]:
+    """What is missing, changed or somebody else's, a line each."""
+    listed = dict(line.rsplit("\t", 1) for line in recorded.splitlines())
+    there = installed_files(env)
+    lines = [f"{path or '.'}: missing" for path in listed.keys() - there.keys()]
+    lines += [f"{path or '.'}: changed" for path in listed.keys() & there.keys() if listed[path] != there[path]]
+    return lines + [f"{path}: not installed by us" for path in there.keys() - listed.keys()]
 
 
 def record_is_touched(env: str) -> bool:
@@ -226,13 +235,7 @@ def differences(env: str, wanted: str) -> list[str]:
         return ["unfinished"]
     if read_text(f"{env}/{RECORD}/wanted.json") != wanted:
         return ["another list of packages"]
-    if is_as_recorded(env) and not record_is_touched(env) and os.path.exists(f"{env}/bin/python"):
-        return []
-    listed = dict(line.rsplit("\t", 1) for line in recorded.splitlines())
-    there = installed_files(env)
-    lines = [f"{path or '.'}: missing" for path in listed.keys() - there.keys()]
-    lines += [f"{path or '.'}: changed" for path in listed.keys() & there.keys() if listed[path] != there[path]]
-    lines += [f"{path}: not installed by us" for path in there.keys() - listed.keys()]
+    lines = [] if is_as_recorded(env) else unlike_record(env, recorded)
     lines += [f"{RECORD}: changed"] if record_is_touched(env) else []
     if not lines and not os.path.exists(f"{env}/bin/python"):
         lines.append("bin/python: the interpreter that it points to is gone")

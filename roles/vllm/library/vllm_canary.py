@@ -20,6 +20,7 @@ short_description: Waits until vLLM generates tokens
 description:
   - Waits for vLLM to be ready, then asks for a completion and counts its tokens. Changes nothing. When the unit keeps
     ending, or the time is up, it fails with the last lines of the unit's journal.
+  - With O(answer), it asks O(prompt) in a chat, without chance, and fails where what comes back does not match.
 options:
   url:
     description: Base of the API.
@@ -37,6 +38,14 @@ options:
     description: The unit that serves.
     type: str
     default: vllm.service
+  prompt:
+    description: What is asked where an answer is expected.
+    type: str
+    default: ""
+  answer:
+    description: Regular expression that must be found in what comes back. Empty takes any token for an answer.
+    type: str
+    default: ""
   timeout:
     description: Seconds until it must have answered.
     type: int
@@ -56,6 +65,8 @@ EXAMPLES = r"""
   vllm_canary:
     url: http://10.1.4.72:8000
     model: tiny
+    prompt: What is 12 + 30? Say the number alone.
+    answer: '\b42\b'
 """
 
 RETURN = r"""
@@ -76,6 +87,7 @@ waited_s:
 
 PAUSE_S = 0.5
 ANSWER_S = 120  # the first completion may still compile
+ANSWER_TOKENS = 512  # a model that thinks aloud comes to its answer late
 ATTEMPTS = 3  # an engine that dies at its first request is started again by systemd, and may do better
 ATTEMPT_PAUSE_S = 5  # in which an engine that has died is noticed to be dead
 RESTARTS = 3  # a unit that ended this often while we waited will not come up by waiting
@@ -142,16 +154,30 @@ def wait(params: dict[str, Any]) -> str:
 
 
 def generate(params: dict[str, Any]) -> tuple[int, str]:
-    """The tokens of one completion, and what is wrong if there are none."""
-    body = {"model": params["model"], "prompt": "1 2 3", "max_tokens": 4, "ignore_eos": True}
+    """The tokens of one completion, and what is wrong if there are none, or if they do not say what is expected."""
+    path, body = "/v1/completions", {"prompt": "1 2 3", "max_tokens": 4, "ignore_eos": True}
+    if params["answer"]:
+        asked = [{"role": "user", "content": params["prompt"]}]
+        path, body = "/v1/chat/completions", {"messages": asked, "max_tokens": ANSWER_TOKENS, "temperature": 0}
     try:
-        answer = json.loads(request(params, "/v1/completions", body, ANSWER_S))
+        answer = json.loads(request(params, path, {"model": params["model"], **body}, ANSWER_S))
         tokens = int(answer["usage"]["completion_tokens"])
+        wrong = objection(params, answer) if params["answer"] else ""
     except urllib.error.HTTPError as error:
         return 0, f"it answered {error.code}: {error.read(500).decode(errors='replace')}"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         return 0, f"it gave no answer: {getattr(error, 'reason', error)}"
-    return tokens, "" if tokens else "no token came back"
+    return tokens, wrong if tokens else "no token came back"
+
+
+def objection(params: dict[str, Any], answer: dict[str, Any]) -> str:
+    """What is wrong with a chat's answer: nothing, if what is expected is found in it."""
+    said = answer["choices"][0]["message"]
+    text = " ".join(str(said[part]) for part in ("reasoning", "reasoning_content", "content") if said.get(part))
+    if re.search(params["answer"], text):
+        return ""
+    wanted = f"{params['answer']!r} (vllm_canary_answer)"
+    return f"it said {text[-300:]!r} to {params['prompt']!r}, in which {wanted} is not found"
 
 
 def canary(params: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +204,8 @@ def main() -> None:
         "model": {"type": "str", "required": True},
         "key_file": {"type": "str", "default": "", "no_log": False},
         "unit": {"type": "str", "default": "vllm.service"},
+        "prompt": {"type": "str", "default": ""},
+        "answer": {"type": "str", "default": ""},
         "timeout": {"type": "int", "default": 1800},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)

@@ -140,6 +140,16 @@ def test_what_serves_on_and_what_nobody_knows():
     )[-1]  # fmt: skip
 
 
+def test_a_gateway_stands_by_itself():
+    fleet = replace(FLEET, hosts={**FLEET.hosts, "gw": host("gw")}, groups={"gateway": ("n1", "gw")})
+    haproxy = change("provision-gateway.service", "old", "new", "reload")
+    assert shown(planning_of(fleet, {"gw": (haproxy,)}), fleet)[2:4] == [
+        "gateway   takes no replica out of rotation",
+        "  gw  reload    provision-gateway.service  old → new  stack.driver changed (stack.lock.yml:2)",
+    ]
+    assert shown(planning_of(fleet, {"n3": (SWAPPINESS,)}), fleet)[-2] == "gateway   nothing to do"
+
+
 def test_long_lists_and_long_differences_are_cut_unless_asked_for():
     many = tuple(change(f"x{number}", "0", "1") for number in range(20))
     planning = planning_of(changes={"n3": (*many, FILE)})

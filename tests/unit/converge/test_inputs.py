@@ -113,6 +113,14 @@ def test_what_a_role_uses_of_another_counts_for_both(inventory: Path) -> None:
     assert {"host", "weights", "ray", "vllm"} <= moved(before, of(inventory), "h800-01")
 
 
+def test_who_hands_weights_on_counts_for_the_whole_chain_where_the_chain_is_made(inventory: Path) -> None:
+    before = of(inventory)
+    add(inventory, "h800-02", weights_address="10.9.9.9")
+    changed = moved(before, of(inventory), "h800-01")
+    assert "transfer" in changed
+    assert not changed & {"weights", "tools"}
+
+
 def test_a_version_counts_where_it_is_used(inventory: Path) -> None:
     fleet = load_fleet(inventory)
     before = inputs_of(fleet)

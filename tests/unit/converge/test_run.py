@@ -15,13 +15,17 @@ from typing import ClassVar
 
 import jsonschema
 import pytest
+import yaml
 
 from provision import exits
+from provision.cli.summary import summary
 from provision.converge import Result, bootstrap
+from provision.converge.result import CANARY
 from provision.converge.standing import Standing
 from provision.drift import Finding, HostReceipts, Mended
 from provision.errors import UsageError
 from provision.inventory import load_fleet
+from provision.serving import gateway
 
 SCHEMA = json.loads((Path(bootstrap.__code__.co_filename).parent / "events.schema.json").read_text())
 FAIL_ON_N1 = {"name": "Break", "ansible.builtin.fail": {"msg": "No such card."}, "when": "inventory_hostname == 'n1'"}
@@ -314,3 +318,68 @@ def test_names_that_do_not_exist(content, inventory, state, asked, said):
     with pytest.raises(UsageError, match=said):
         bootstrap(load_fleet(inventory), **asked)
     assert not (state / "runs").exists()
+
+
+@pytest.fixture
+def guarded(inventory, monkeypatch):
+    """The inventory with a gateway, of which it is noted what it is told; replica a is one that a wave disturbs."""
+    tree = yaml.safe_load((inventory / "hosts.yml").read_text())
+    tree["gateway"] = {"hosts": {"n3": None}}
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    told, state = [], {name: gateway.Rotation("in", 1, "L7OK") for name in "ab"}
+
+    def drain(fleet, replica, deadline_s, *, by):
+        told.append(("drain", replica.name))
+        state[replica.name] = gateway.Rotation("draining", 0, "L7OK", by)
+        return gateway.Drained(0, 0.5)
+
+    def admit(fleet, replica, wait_s):
+        told.append(("admit", replica.name))
+        state[replica.name] = gateway.Rotation("in", 0, "L7OK")
+
+    monkeypatch.setattr(gateway, "look", lambda fleet: [gateway.Gateway(fleet.gateways[0], state)])
+    monkeypatch.setattr(gateway, "drain", drain)
+    monkeypatch.setattr(gateway, "admit", admit)
+    monkeypatch.setattr(gateway, "deadline_of", lambda fleet: 600)
+    part = sys.modules["provision.converge.bootstrap"]
+    monkeypatch.setattr(part, "disturbed", lambda fleet, *_: [r for r in fleet.replicas if r.name == "a"])
+    return told
+
+
+def test_a_replica_is_drained_for_its_wave_and_admitted_after_it(content, inventory, state, looks, guarded):
+    content()
+    looks.waves = [("n3",), ("n1", "n2")]
+    events = []
+    result = bootstrap(load_fleet(inventory), stages=["host"], on_event=events.append)
+    assert result.exit_code == exits.OK
+    assert guarded == [("drain", "a"), ("admit", "a")]
+    told = [e["type"] for e in events if e["type"].startswith(("replica_", "wave_"))]
+    assert told == ["wave_started", "wave_started", "replica_drained", "replica_admitted"]
+    for event in events:
+        jsonschema.validate(event, SCHEMA)
+
+
+def test_one_that_fails_stays_out_until_a_run_mends_it(content, inventory, state, looks, guarded):
+    content(host=[FAIL_ON_N1])
+    looks.waves = [("n1", "n2"), ("n3",)]
+    assert bootstrap(load_fleet(inventory), stages=["host"]).exit_code == exits.FAILED
+    assert guarded == [("drain", "a")]
+    looks.asked.clear()
+    looks.script = [{}]
+    assert bootstrap(load_fleet(inventory), stages=["host"]).exit_code == exits.OK
+    assert guarded == [("drain", "a"), ("admit", "a")]
+
+
+def test_a_canary_is_changed_alone_and_the_others_wait(content, inventory, state, tmp_path, looks, guarded):
+    content(host=[touch(tmp_path / "made")])
+    looks.waves = [("n1", "n2"), ("n3",)]
+    events = []
+    result = bootstrap(load_fleet(inventory), stages=["host"], canary=True, on_event=events.append)
+    assert result.exit_code == exits.PENDING
+    assert result.canary == "a"
+    assert (result.hosts["n3"].status, result.hosts["n3"].spared) == ("held_back", CANARY)
+    assert sorted(path.name for path in tmp_path.glob("made-*")) == ["made-n1", "made-n2"]
+    assert guarded == [("drain", "a"), ("admit", "a")]
+    assert "the others" in "\n".join(summary(result, load_fleet(inventory), inventory))
+    for event in events:
+        jsonschema.validate(event, SCHEMA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -255,6 +256,15 @@ def test_stages_of_parts_are_stages_of_the_whole():
     assert (events[-1]["type"], events[-1]["stage"], events[-1]["run"]) == ("stage_finished", "swap", "whole")
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell has what it starts with `&` ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_shard_stops_as_by_ctrl_c():
     asked = iter([0, 0])
     began = time.monotonic()

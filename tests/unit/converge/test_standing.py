@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from provision.inventory import Fleet, load_fleet
 from provision.ssh.trouble import Trouble
 
 HOSTS = ("n1", "n2", "n3", "n4")
+SERVING = tuple(stage for stage in STAGES if stage != "gateway")  # where the inventory names no gateway
 INPUTS = {host: {stage: {"code": "c", "name": "v"} for stage in STAGES} for host in HOSTS}
 
 
@@ -43,7 +45,7 @@ def receipt(stage: str, **more: object) -> StageReceipt:
 
 
 def told(host: str, *broken: StageReceipt, **more: object) -> HostReceipts:
-    stages = {stage: receipt(stage) for stage in STAGES} | {own.stage: own for own in broken}
+    stages = {stage: receipt(stage) for stage in SERVING} | {own.stage: own for own in broken}
     return HostReceipts(host, stages=stages, **more)  # type: ignore[arg-type]
 
 
@@ -63,12 +65,12 @@ def test_what_stands_is_not_visited(fleet: Fleet) -> None:
 
 
 def test_all_are_visited_if_asked(fleet: Fleet) -> None:
-    assert visits(ask(fleet, full=True)) == dict.fromkeys(HOSTS, STAGES)
+    assert visits(ask(fleet, full=True)) == dict.fromkeys(HOSTS, SERVING)
 
 
 def test_a_host_that_was_never_bootstrapped(fleet: Fleet) -> None:
     standing = ask(fleet, HostReceipts("n3"))
-    assert visits(standing) == {"n3": STAGES}
+    assert visits(standing) == {"n3": SERVING}
     assert {visit.kind for visit in standing.visits["n3"]} == {"first"}
 
 
@@ -134,7 +136,7 @@ def test_a_replica_goes_together_through_ray_and_vllm(fleet: Fleet) -> None:
 
 def test_a_host_at_work_is_visited_whatever_it_says(fleet: Fleet) -> None:
     standing = ask(fleet, told("n4", busy=Busy(42, "apt-get", "2026-11-22T06:00:00Z")))
-    assert standing.visited("n4") == STAGES
+    assert standing.visited("n4") == SERVING
 
 
 def test_a_host_that_cannot_be_asked_is_in_no_wave(fleet: Fleet) -> None:
@@ -202,3 +204,40 @@ def test_what_stands_after_mending_needs_no_visit(fleet: Fleet) -> None:
     standing = ask(fleet, told("n1", broken), told("n2", broken))
     silent = HostReceipts("n2", Trouble("silent", "It fell silent.", ""))
     assert visits(mended(fleet, standing, [told("n1"), silent], STAGES)) == {"n2": ("host",)}
+
+
+@pytest.fixture(scope="module")
+def guarded(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """The same, behind a gateway that serves (n4) and one that does not."""
+    path = tmp_path_factory.mktemp("guarded")
+    tree = yaml.safe_load((fleet.path / "hosts.yml").read_text())
+    tree["gateway"] = {"hosts": {"n4": None, "gw": {"ansible_host": "10.0.0.9"}}}
+    (path / "hosts.yml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return load_fleet(path)
+
+
+def test_a_gateway_goes_through_what_concerns_it(guarded: Fleet) -> None:
+    names = [host.name for host in guarded.managed]
+    assert names == [*HOSTS, "gw"]
+    inputs = dict.fromkeys(names, INPUTS["n1"])
+    bare = {name: HostReceipts(name) for name in names}
+    found = visits(decide(guarded, bare, inputs, STAGES))
+    assert found == {**dict.fromkeys(HOSTS, SERVING), "n4": STAGES, "gw": ("site", "gateway", "drift")}
+
+
+def test_who_has_a_gateway_that_the_inventory_no_longer_names_has_it_taken_away(fleet: Fleet) -> None:
+    behind = replace(receipt("gateway"), inputs={"replicas": "two"})
+    assert visits(ask(fleet, told("n1", behind), told("n2"))) == {"n1": ("preflight", "gateway")}
+
+
+def test_a_gateway_is_changed_before_the_replicas_that_are_disturbed(guarded: Fleet) -> None:
+    inputs = dict.fromkeys((*HOSTS, "gw"), INPUTS["n1"])
+    old = {"gateway": replace(receipt("gateway"), inputs={"code": "another"})}
+    answers = {host: told(host, receipt("gateway"), serving=True) for host in HOSTS}
+    answers["gw"] = HostReceipts("gw", stages={"site": receipt("site"), "drift": receipt("drift"), **old})
+    answers["n3"] = told(
+        "n3", receipt("gateway"), receipt("vllm", findings=(finding("vllm", "restart"),)), serving=True
+    )
+    standing = decide(guarded, answers, inputs, STAGES)
+    assert standing.waves == (("gw",), ("n3",))
+    assert visits(standing) == {"gw": ("gateway",), "n3": ("vllm",)}

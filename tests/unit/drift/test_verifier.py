@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import subprocess
@@ -154,13 +155,16 @@ def test_modules_that_wait_look_for_real_and_once(verifier, engine) -> None:
 
 def test_a_branch_stands_for_the_commit_that_it_meant(verifier, tmp_path) -> None:
     commit = "0123456789" * 4
-    (tmp_path / "org--model" / commit).mkdir(parents=True)
-    told = {"exclude": [], "revision": "another-branch", "files": {}}
-    text = json.dumps(told, indent=1, sort_keys=True) + "\n"
-    manifest = tmp_path / "org--model" / f"{commit}.json"
-    manifest.write_text(text)
-    manifest.chmod(0o644)
-    os.utime(manifest, (946684800, 946684800))  # as files are that were verified
+    base = tmp_path / "org--model"
+    (base / commit).mkdir(parents=True)
+    (base / "current").symlink_to(commit)
+    listed = {"config.json": {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}}
+    told = {"exclude": [], "revision": "another-branch", "files": listed}
+    texts = {f"{commit}/config.json": "{}", f"{commit}.json": json.dumps(told, indent=1, sort_keys=True) + "\n"}
+    for name, text in texts.items():
+        (base / name).write_text(text)
+        (base / name).chmod(0o644)
+        os.utime(base / name, (946684800, 946684800))  # as files are that were verified
     params = {"repo": "org/model", "revision": "main", "directory": str(tmp_path), "endpoint": "http://127.0.0.1:9"}
     verifier.seal("weights", ("model_weights", params, {"commit": commit, "present": True}))
     stage = verifier.stages()["weights"]

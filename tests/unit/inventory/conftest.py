@@ -21,6 +21,7 @@ ROLES = {
     "vllm": {
         "vllm_tensor_parallel_size": {"type": "int"},
         "vllm_pipeline_parallel_size": {"type": "int"},
+        "vllm_data_parallel_size": {"type": "int"},
         "vllm_args": {"type": "dict"},
         "vllm_executor": {"type": "str", "choices": ["ray", "mp"]},
     },

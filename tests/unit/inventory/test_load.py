@@ -216,8 +216,21 @@ def test_data_parallel_counts(make):
     load_fleet(make({"group_vars/serving.yml": SERVING_DATA_PARALLEL}))
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("vllm_data_parallel_size: 2", "vllm_args: {data-parallel-size: 2}"), "vllm_args has data-parallel-size"),
+        (("size: 2", "size: 2\nvllm_executor: ray"), "vllm_executor is ray, and vllm_data_parallel_size is 2"),
+        (("size: 8\nvllm_data_parallel_size: 2", "size: 1\nvllm_data_parallel_size: 15"), "cannot share equally"),
+    ],
+)
+def test_copies_that_the_hosts_cannot_share(make, changed, said):
+    text = SERVING_DATA_PARALLEL.replace(*changed)
+    assert any(said in problem.message for problem in problems(make({"group_vars/serving.yml": text})))
+
+
 SERVING_DATA_PARALLEL = (
-    "hardware_profile: 8xh20-96\nweights_repo: a/b\nvllm_tensor_parallel_size: 8\nvllm_args: {data-parallel-size: 2}\n"
+    "hardware_profile: 8xh20-96\nweights_repo: a/b\nvllm_tensor_parallel_size: 8\nvllm_data_parallel_size: 2\n"
 )
 
 
@@ -283,5 +296,39 @@ def test_limit_means_what_ansible_means(make):
     assert [host.name for host in select(fleet, "n*,!n2")] == ["n1"]
     with pytest.raises(UsageError, match=r"no host or group n11\. Did you mean n1\?"):
         select(fleet, "n11")
-    with pytest.raises(UsageError, match="leaves no serving host"):
+    with pytest.raises(UsageError, match="leaves no host"):
         select(fleet, "a:!a")
+
+
+TWO_REPLICAS = (
+    "serving: {children: {a: {hosts: {n1: {ansible_host: 10.0.0.1}}}, b: {hosts: {n2: {ansible_host: 10.0.0.2}}}}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ("vllm_port: 8000\ngateway_port: 8000\n", "n1: vllm_port and gateway_port are both 8000."),
+        ("vllm_port: 8001\nvllm_health_port: 8001\n", "n1: vllm_port and vllm_health_port are both 8001."),
+        ("vllm_served_model_name: other\n", "vllm_served_model_name differs between n1 and n2"),
+        ("vllm_host: 127.0.0.1\n", "n1: vllm_host is 127.0.0.1, where no gateway reaches it."),
+    ],
+)
+def test_what_one_gateway_cannot_stand_before(make, content, variables, said):
+    names = ("vllm_port", "gateway_port", "vllm_health_port", "vllm_served_model_name", "vllm_host")
+    spec = {"argument_specs": {"main": {"options": {name: {"type": "raw"} for name in names}}}}
+    (content / "roles/gateway/meta").mkdir(parents=True)
+    (content / "roles/gateway/meta/argument_specs.yml").write_text(json.dumps(spec))
+    serving = "hardware_profile: 8xh20-96\nweights_repo: org/model\nvllm_served_model_name: tiny\n"
+    hosts = TWO_REPLICAS + "gateway: {hosts: {n1: , gw: {ansible_host: 10.0.0.9}}}\n"
+    files = {"hosts.yml": hosts, "group_vars/serving.yml": serving}
+    assert said in only(make({**files, "host_vars/n1.yml": variables})).message
+
+
+def test_gateways_are_part_of_a_run_and_can_be_limited_to(make):
+    fleet = load_fleet(
+        make({"host_vars/gw.yml": "ansible_host: 10.0.0.9\n", "gw.yml": "gateway: {hosts: {n2: , gw: }}\n"})
+    )
+    assert [host.name for host in fleet.managed] == ["n1", "n2", "gw"]
+    assert [host.name for host in select(fleet, None)] == ["n1", "n2", "gw"]
+    assert [host.name for host in select(fleet, "gateway")] == ["n2", "gw"]

@@ -11,7 +11,7 @@ from provision.lab import plan
 
 def inventory_of(monkeypatch: pytest.MonkeyPatch, **hosts: dict[str, object]) -> None:
     named = {name: SimpleNamespace(name=name, variables=variables) for name, variables in hosts.items()}
-    monkeypatch.setattr(plan, "load_fleet", lambda path: SimpleNamespace(path=path, lab=True, hosts=named))
+    monkeypatch.setattr(plan, "load_fleet", lambda path: SimpleNamespace(path=path, lab=True, hosts=named, gateways=()))
 
 
 def test_a_number_of_hosts_needs_no_inventory(tmp_path: Path) -> None:
@@ -58,9 +58,16 @@ def test_a_real_inventory_is_made_small(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert made.rehearsed == {
         "vllm_tensor_parallel_size": 2,
         "vllm_pipeline_parallel_size": 1,
+        "vllm_data_parallel_size": 1,
         "vllm_args": {"max-model-len": 512, "max-num-seqs": 8, "enable-expert-parallel": True},
         "swap_size": "64M",
         "swap_mode": "file",
         "swap_path": "/data/swapfile",
         "host_ntp_servers": [],
     }
+
+
+def test_a_gateway_needs_no_hardware_profile(tmp_path: Path) -> None:
+    serving = "serving: {children: {a: {hosts: {n1: {hardware_profile: 8xh20-96, weights_repo: org/model}}}}}\n"
+    (tmp_path / "hosts.yml").write_text(serving + "gateway: {hosts: {gw: }}\n")
+    assert {host.name for host in plan.read(tmp_path, None)} == {"n1", "gw"}

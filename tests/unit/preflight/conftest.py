@@ -55,11 +55,12 @@ def put(document: dict[str, Any], place: str, value: object) -> None:
 def make_fleet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Fleet]:
     """An inventory of a pair of hosts with NVSwitches, and one each of other kinds; with more group variables."""
 
-    def make(more: str = "swap_size: 4G\n") -> Fleet:
+    def make(more: str = "swap_size: 4G\n", pair: str = "") -> Fleet:
         inventory = tmp_path_factory.mktemp("inventory")
         (inventory / "group_vars").mkdir()
         (inventory / "hosts.yml").write_text(HOSTS)
         (inventory / "group_vars/serving.yml").write_text(SERVING + more)
+        (inventory / "group_vars/pair.yml").write_text(pair)
         return load_fleet(inventory, asked=SETTINGS)
 
     return make

@@ -16,10 +16,23 @@ def asked(fleet, name):
 
 def test_ports_of_head_worker_and_a_host_alone(fleet) -> None:
     head, worker, alone = (ports(fleet.hosts[name], fleet.replica_of(name)) for name in ("n1", "n2", "n3"))
-    assert {each["from"] for each in head} == {6379, 6380, 6381, 6382, 6383, 6384, 6385, 10001, 8000, 10002}
+    assert {each["from"] for each in head} == {6379, 6380, 6381, 6382, 6383, 6384, 6385, 10001, 8000, 8001, 10002}
     assert head[-1] == {"wanted_by": "ray_ports.workers", "from": 10002, "to": 19999}
     assert {"ray_ports.cluster", "ray_ports.client", "vllm_port"}.isdisjoint(each["wanted_by"] for each in worker)
-    assert alone == [{"wanted_by": "vllm_port", "from": 8000, "to": 8000}]
+    assert alone == [
+        {"wanted_by": f"vllm_{name}port", "from": n, "to": n} for name, n in (("", 8000), ("health_", 8001))
+    ]
+
+
+ONE_OVER_TWO, TWO_COPIES = "vllm_executor: mp\n", "vllm_data_parallel_size: 2\nvllm_pipeline_parallel_size: 1\n"
+
+
+@pytest.mark.parametrize(("pair", "port"), [(ONE_OVER_TWO, "master"), (TWO_COPIES, "data_parallel")])
+def test_ports_of_hosts_that_are_joined_without_ray(make_fleet, pair, port) -> None:
+    fleet = make_fleet(pair=pair)
+    head, worker = (ports(fleet.hosts[name], fleet.replica_of(name)) for name in ("n1", "n2"))
+    assert [each["wanted_by"] for each in head] == ["vllm_port", "vllm_health_port", f"vllm_ports.{port}"]
+    assert worker == []
 
 
 def test_addresses_that_are_tried(make_fleet) -> None:

@@ -1,14 +1,12 @@
 """Roles' modules as they are, without Ansible around them: `role_module("swap", "swap_area")`."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import ansible.module_utils
 import pytest
+from engines import Replica, a_free_port, wait_for
+from programs import ROLES, imported
 
-ROLES = Path(__file__).parents[3] / "roles"
 ansible.module_utils.__path__.append(str(ROLES / "host" / "module_utils"))
 
 
@@ -34,11 +32,7 @@ class FakeModule:
 
 
 def load(role: str, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"roles_{role}_{name}", ROLES / role / "library" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return imported(ROLES / role / "library" / f"{name}.py", f"roles_{role}_{name}")
 
 
 @pytest.fixture
@@ -54,3 +48,22 @@ def fake_module():
 @pytest.fixture
 def module_end():
     return Exit
+
+
+@pytest.fixture
+def replicas():
+    """Three programs that answer as vLLM does."""
+    found = [Replica(f"r{number}", f"127.0.0.{number + 1}") for number in (1, 2, 3)]
+    yield found
+    for replica in found:
+        replica.kill()
+
+
+@pytest.fixture
+def until():
+    return wait_for
+
+
+@pytest.fixture
+def free_port():
+    return a_free_port

@@ -1,19 +1,12 @@
 """The check that keeps every role's tasks within what a receipt sees."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-SCRIPT = Path(__file__).parents[3] / "scripts/check_roles.py"
+from programs import ROOT, imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("check_roles", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported(ROOT / "scripts/check_roles.py")
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from provision.stack import load_stack
 
 
 def host(name: str) -> Host:
-    defaults = {"vllm_host": "10.0.0.1", "vllm_port": 8000, "vllm_served_model_name": "tiny"}
+    defaults = {"vllm_host": "10.0.0.1", "vllm_port": 8000, "vllm_served_model_name": "tiny", "vllm_health_port": 8001}
     return Host(name, "10.0.0.1", "ops", None, None, (), {}, ("serving",), defaults)
 
 
 HEAD, WORKER = host("a"), host("b")
+ON_HEAD = ("ray-head.service", "vllm.service", "provision-health.service")
 REPLICA = Replica("r", (HEAD, WORKER))
 
 
@@ -35,7 +36,7 @@ def status(
     head: HostStatus | None = None, worker: HostStatus | None = None, nodes: int = 2, ok: bool = True
 ) -> ReplicaStatus:
     hosts = (
-        head or HostStatus(HEAD, REPLICA, facts("ray-head.service", "vllm.service")),
+        head or HostStatus(HEAD, REPLICA, facts(*ON_HEAD)),
         worker or HostStatus(WORKER, REPLICA, facts("ray-worker.service")),
     )
     canary = {"ok": ok, "ms": 31 if ok else None, "error": None if ok else "timed out"}
@@ -51,6 +52,16 @@ def test_a_status_code_is_not_enough() -> None:
     assert status(ok=False).problems == ["http://10.0.0.1:8000 does not generate: timed out."]
 
 
+def test_how_far_an_engine_is_that_starts() -> None:
+    starts = status(ok=False)
+    assert starts.canary
+    starts.canary["said"] = "Loading safetensors checkpoint shards:  31% Completed | 51/163"
+    assert starts.problems == [
+        "http://10.0.0.1:8000 does not generate: timed out. "
+        "vLLM said last: Loading safetensors checkpoint shards:  31% Completed | 51/163"
+    ]
+
+
 def test_a_host_missing_from_the_cluster() -> None:
     assert status(nodes=1).problems == ["r: 1 of 2 hosts are in its Ray cluster."]
 
@@ -58,6 +69,8 @@ def test_a_host_missing_from_the_cluster() -> None:
 def test_a_unit_that_does_not_run() -> None:
     broken = HostStatus(WORKER, REPLICA, facts())
     assert status(worker=broken).problems == ["b: ray-worker.service is not installed."]
+    mute = HostStatus(HEAD, REPLICA, facts(*ON_HEAD[:2]))
+    assert status(head=mute).problems == ["a: provision-health.service is not installed."]
 
 
 def test_a_lost_gpu_is_told_in_nvidia_smis_words() -> None:
@@ -81,7 +94,7 @@ def test_each_host_is_asked_and_what_keeps_it_from_answering_is_told(monkeypatch
     def call(calls: list[Call], timeout: float) -> list[Answer]:
         asked.update({one.host.name: one for one in calls})
         gone = Trouble("no_sudo", "ops cannot use sudo without a password.", "Allow it there.")
-        told = facts("ray-head.service", "vllm.service", canary={"ok": True, "ms": 31, "error": None}, ray_nodes=2)
+        told = facts(*ON_HEAD, canary={"ok": True, "ms": 31, "error": None}, ray_nodes=2)
         return [Answer(HEAD, json.dumps(told)), Answer(WORKER, trouble=gone)]
 
     monkeypatch.setattr("provision.serving.status.call", call)

@@ -53,7 +53,7 @@ class Server(paramiko.ServerInterface):
             transport.add_server_key(self.host_key)
             try:
                 transport.start_server(server=self)
-            except (paramiko.SSHException, EOFError):
+            except (paramiko.SSHException, EOFError, OSError):  # ssh hangs up on a key that it does not know
                 continue
 
     def get_allowed_auths(self, username: str) -> str:

@@ -115,7 +115,7 @@ def test_who_holds_the_lock_is_named(monkeypatch, said):
         ("Reading lists...\nE: Unable to locate package x", "E: Unable to locate package x"),
         ("Reading lists...\nKilled", "Reading lists... Killed"),
         (
-            "Setting up x\nError! Bad return status for module build\ndpkg: error processing package x (--configure):\n"
+            "dpkg: error processing package x (--configure):\nSetting up x\nError! Bad return status for module build\ndpkg: error processing package x (--configure):\n"
             " x depends on y\nError! Bad return status for module build\nE: Sub-process dpkg returned an error code (1)",
             "Error! Bad return status for module build dpkg: error processing package x (--configure): "
             "E: Sub-process dpkg returned an error code (1)",

@@ -215,6 +215,8 @@ def test_a_written_text_is_read_at_once_and_once(standing, host):
 def test_what_its_package_starts_is_foretold_as_such(standing):
     standing.seen |= {"LoadState": "not-found", "ActiveState": "inactive", "SubState": "dead", "UnitFileState": ""}
     assert told(standing, unit(content=None, consumes={}, by_package=True)) == []
+    unwanted = unit(content=None, consumes={}, by_package=True, state="stopped", enabled=False)
+    assert told(standing, unwanted) == [("Disabled x.service.", "none")]
     assert told(standing, unit(content=None, consumes={})) == [("Started x.service.", "none")]
     with pytest.raises(HostError, match="There is no unit"):
         list(standing.plan([unit(content=None, consumes={}, by_package=True)], check_mode=False))

@@ -120,6 +120,7 @@ def test_absent_removes_all(config):
 def canary(role_module, fake_module, module_end, monkeypatch):
     module = role_module("vllm", "vllm_canary")
     params = {"url": "http://h:8000", "model": "tiny", "key_file": "", "unit": "vllm.service", "timeout": 60}
+    module.params = params = {**params, "prompt": "What is 12 + 30?", "answer": ""}
     monkeypatch.setattr(module, "AnsibleModule", lambda **_: fake_module(**params))
     monkeypatch.setattr(module, "PAUSE_S", 0)
     monkeypatch.setattr(module, "ATTEMPT_PAUSE_S", 0)
@@ -174,6 +175,17 @@ def test_that_it_served_is_noted_for_the_receipt(canary, monkeypatch):
 def test_an_answer_without_tokens_does_not(canary):
     canary.answer = {"usage": {"completion_tokens": 0}}
     assert "no token came back" in canary.result()["msg"]
+
+
+def test_an_answer_is_expected_where_the_inventory_says_one(canary):
+    canary.params["answer"] = r"\b42\b"
+    said = {"role": "assistant", "reasoning_content": None, "content": "It is 42."}
+    canary.answer = {"usage": {"completion_tokens": 4}, "choices": [{"message": said}]}
+    assert not canary.result()["failed"]
+    said["content"] = "It is 420."
+    message = canary.result()["msg"]
+    assert "asked 3 times for a completion it said 'It is 420.' to 'What is 12 + 30?'" in message
+    assert "vllm_canary_answer" in message
 
 
 def test_an_engine_that_died_once_is_asked_again(canary, monkeypatch):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from ansible.module_utils import provision_hub, provision_weights
 from ansible.module_utils.provision_host import HostError
+from ansible.module_utils.provision_hub import list_files
+from ansible.module_utils.provision_sealed import is_sealed, seal
 
 from provision.lab.hub import TINY, Hub
 
@@ -20,6 +22,30 @@ def hub(tmp_path_factory):
     yield server
     server.shutdown()
     server.server_close()
+
+
+class FakeUnit:
+    """Copies from the hub's directory what the program would fetch."""
+
+    def __init__(self, weights, hub, downloads):
+        self.weights, self.hub, self.downloads, self.at_work = weights, hub, downloads, False
+
+    def is_at_work(self, commit):
+        return self.at_work
+
+    def start(self, commit, manifest):
+        self.at_work = True
+        self.weights.partial.mkdir(parents=True, exist_ok=True)
+
+    def wait(self, commit):
+        files = self.weights.files or list_files(self.weights.params["endpoint"], TINY, commit, "")
+        folders = (self.weights.place, self.weights.partial)
+        missing = [name for name in files if not any(is_sealed(folder / name, files[name]) for folder in folders)]
+        self.downloads.append(sorted(missing))
+        for name in missing:
+            shutil.copyfile(self.hub.models / TINY / name, self.weights.partial / name)
+            seal(self.weights.partial / name)
+        (self.weights.partial / ".manifest.json").write_text(json.dumps({"exclude": [], "files": files}))
 
 
 @pytest.fixture
@@ -35,19 +61,20 @@ def make(hub, tmp_path, monkeypatch):
             "repo": TINY,
             "revision": "main",
             "directory": str(tmp_path),
+            "source": "huggingface",
+            "endpoint": f"http://127.0.0.1:{hub.server_port}",
             "token": "",
             "exclude": [],
             "user": "vllm",
+            "chain": [],
+            "uplink": True,
+            "wait": True,
+            "full": False,
+            "unit": "u",
+            **changes,
         }
-        params |= {"endpoint": f"http://127.0.0.1:{hub.server_port}", "unit": "u", "hf": "hf", **changes}
         weights = provision_weights.Weights(params, warnings.append)
-
-        def download(names):
-            downloads.append(sorted(names))
-            for name in names:
-                shutil.copyfile(hub.models / TINY / name, weights.partial / name)
-
-        weights.download = download
+        weights.unit = FakeUnit(weights, hub, downloads)
         weights.downloads, weights.warnings = downloads, warnings
         return weights
 
@@ -66,7 +93,12 @@ def converge(weights, check=False):
 
 def test_download_then_nothing(make):
     predicted, weights = converge(make(), check=True), make()
-    assert converge(weights) == predicted == [f"Downloaded {TINY} at {weights.commit[:12]}: 7 files, 4.2 MB."]
+    assert converge(weights) == predicted
+    assert predicted == [
+        f"Downloaded {TINY} at {weights.commit[:12]}: 7 files, 4.2 MB.",
+        f"Switched {weights.base}/current to {weights.commit[:12]}.",
+    ]
+    assert (weights.base / "current").resolve() == weights.place
     assert weights.facts()["present"] is True
     assert not weights.partial.exists()
     again = make()
@@ -93,6 +125,21 @@ def test_damage_is_fetched_again_alone(make, check):
     assert (converge(make(), check=True) == []) != check
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_rot_that_no_time_tells_is_found_by_reading_all(make, check):
+    first = make()
+    converge(first)
+    shard = next(first.place.glob("*.safetensors"))
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    seal(shard)
+    assert converge(make(), check) == []
+    weights = make(full=True)
+    (sentence,) = converge(weights, check)
+    assert sentence.startswith(f"Fetched again {shard.name} of {TINY} at {weights.commit[:12]}, ")
+    assert weights.downloads[1:] == ([] if check else [[shard.name]])
+    assert (converge(make(full=True), check=True) == []) != check
+
+
 def test_models_that_were_copied_here_are_taken_over(make, hub):
     weights = make()
     weights.look_up()
@@ -103,25 +150,56 @@ def test_models_that_were_copied_here_are_taken_over(make, hub):
     assert weights.downloads == []
 
 
-def test_what_an_interrupted_download_left_is_kept_when_right(make, hub):
+def test_a_unit_that_ended_without_a_file_is_told(make):
     weights = make()
-    weights.look_up()
-    weights.partial.mkdir(parents=True)
-    good, bad = sorted(path.name for path in (hub.models / TINY).glob("*.safetensors"))
-    shutil.copyfile(hub.models / TINY / good, weights.partial / good)
-    (weights.partial / bad).write_bytes(b"cut")
-    converge(weights)
-    (asked,) = weights.downloads
-    assert bad in asked
-    assert good not in asked
-
-
-def test_a_hub_that_sends_something_else_is_told_after_two_tries(make):
-    weights = make()
-    weights.download = lambda names: [(weights.partial / name).write_bytes(b"x") for name in names]
-    with pytest.raises(HostError, match="twice with another content"):
+    weights.unit.wait = lambda commit: None
+    with pytest.raises(HostError, match=r"has ended, and config\.json"):
         converge(weights)
     assert not weights.place.exists()
+
+
+def test_the_unit_is_started_early_and_once(make):
+    predicted, early = converge(make(wait=False), check=True), make(wait=False)
+    assert converge(early) == predicted == [f"Began to fetch {TINY} at {early.commit[:12]}: 7 files, 4.2 MB."]
+    assert not early.place.exists()
+    assert converge(early) == []
+    begun = early.facts()  # which a receipt keeps, and must find again when all is there
+    converge(make())
+    again = make(wait=False)
+    assert converge(again) == []
+    assert again.facts() == begun
+
+
+def test_switch_and_back_keep_a_reader_and_the_previous(make, hub):
+    first = make()
+    converge(first)
+    link = first.base / "current"
+    reader = (link / "config.json").open("rb")
+    other = make(revision="b" * 40, repo="else/where")
+    other.base = first.base  # the hub has the tiny model at every commit of an unknown name
+    assert converge(other)[-1] == f"Switched {link} to {'b' * 12}."
+    assert (os.readlink(link), os.readlink(first.base / "previous")) == ("b" * 40, first.commit)
+    assert reader.read() == (first.place / "config.json").read_bytes()
+    reader.close()
+    assert converge(make()) == [f"Switched {link} to {first.commit[:12]}."]
+    assert os.readlink(first.base / "previous") == "b" * 40
+
+
+def test_a_host_without_an_uplink_leaves_the_list_to_who_fetches(make, hub):
+    known = make()
+    known.look_up()
+    weights = make(revision=known.commit, uplink=False, chain=["10.0.0.1", "10.0.0.2"])
+    at = f"{TINY} at {known.commit[:12]}"
+    assert converge(make(revision=known.commit, uplink=False, chain=["a", "b"]), check=True)[0] == f"Downloaded {at}."
+    assert converge(weights) == [f"Downloaded {at}.", f"Switched {weights.base}/current to {known.commit[:12]}."]
+    assert "weights_uplink" in weights.warnings[0]
+    assert weights.facts()["present"] is True
+    assert converge(make(revision=known.commit)) == []
+
+
+def test_only_a_hub_has_branches(make):
+    with pytest.raises(HostError, match="40 hex digits"):
+        converge(make(source="s3"))
 
 
 def test_an_index_that_names_what_is_left_out_stops_before_anything_is_in_place(make):
@@ -203,7 +281,7 @@ def test_the_token_is_not_kept(role_module, fake_module, monkeypatch):
     monkeypatch.setattr(fake_module, "warn", None, raising=False)
     monkeypatch.setattr(module, "converge", lambda *_, forget: forgotten.extend(forget))
     module.main()
-    assert forgotten == ["token"]
+    assert forgotten == ["token", "s3_access_key", "s3_secret_key", "full"]
 
 
 def test_pages_and_refusals(monkeypatch):
@@ -221,21 +299,6 @@ def test_pages_and_refusals(monkeypatch):
     assert files == {"x": {"size": 1, "git": "1"}, "y": {"size": 2, "sha256": "3"}}
     assert "weights_token" in provision_hub._refused("u", 403)
     assert "weights_revision" in provision_hub._refused("u", 404)
-
-
-def test_the_token_reaches_the_environment_of_the_download_only(make, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        provision_weights, "run_unit", lambda unit, script, env, user: seen.update(script=script, env=env, user=user)
-    )
-    weights = make(token="hf_secret")
-    weights.look_up()
-    provision_weights.Weights.download(weights, ["a b.json"])
-    assert "hf_secret" not in seen["script"]
-    assert "'a b.json'" in seen["script"]
-    assert seen["env"]["HF_TOKEN"] == "hf_secret"
-    assert seen["env"]["HF_HUB_DISABLE_XET"] == "1"
-    assert json.dumps(seen["env"])
 
 
 def test_sizes_for_people():

@@ -1,0 +1,120 @@
+"""`provision serve drain|admit|restart INVENTORY REPLICA`: one replica out of rotation, and back in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from provision.cli.fleet import inventory_argument, lab_option, load
+from provision.errors import UsageError
+from provision.inventory import Fleet, Replica
+from provision.inventory.schema import nearest
+from provision.serving import gateway, restart
+from provision.serving.gateway import Rotation
+
+replica_argument = click.argument("name", metavar="REPLICA")
+deadline_option = click.option(
+    "--deadline",
+    type=click.IntRange(0),
+    metavar="SECONDS",
+    help="For requests in flight [default: gateway_drain_timeout].",
+)
+BY = "provision serve drain"
+
+
+@click.group()
+def serve() -> None:
+    """Take one replica out of rotation at the gateways, bring it back, or restart it between the two."""
+
+
+@serve.command(short_help="Send a replica no new requests, and wait for those in flight.")
+@inventory_argument
+@replica_argument
+@deadline_option
+@lab_option
+def drain(*, inventory: Path, name: str, deadline: int | None, lab: bool) -> int:
+    """Send REPLICA no new requests, and wait until those in flight have ended.
+
+    It stays out until `provision serve admit`; a bootstrap leaves it out, too. Exit code 1 if the deadline came first.
+    """
+    fleet, replica = _find(inventory, name, lab)
+    _expect_gateway(fleet)
+    return 1 if _drain(fleet, replica, deadline) else 0
+
+
+@serve.command(short_help="Send a replica requests again.")
+@inventory_argument
+@replica_argument
+@lab_option
+def admit(*, inventory: Path, name: str, lab: bool) -> None:
+    """Send REPLICA requests again, and wait until every gateway does."""
+    fleet, replica = _find(inventory, name, lab)
+    _expect_gateway(fleet)
+    _admit(fleet, replica)
+
+
+@serve.command("restart", short_help="Drain a replica, restart it, and admit it once it generates.")
+@inventory_argument
+@replica_argument
+@deadline_option
+@lab_option
+def restart_command(*, inventory: Path, name: str, deadline: int | None, lab: bool) -> None:
+    """Drain REPLICA, restart its units in order, wait until it generates a token, and admit it.
+
+    If it does not come to that, it stays drained, and the others serve on.
+    """
+    fleet, replica = _find(inventory, name, lab, ["vllm_start_timeout"])
+    if fleet.gateways:
+        _drain(fleet, replica, deadline)
+    else:
+        click.echo(f"There is no gateway: whoever asks {name} meanwhile is refused.")
+    restart.restart(fleet, replica, on_step=click.echo)
+    if fleet.gateways:
+        _admit(fleet, replica)
+
+
+def _find(inventory: Path, name: str, lab: bool, asked: list[str] | None = None) -> tuple[Fleet, Replica]:
+    fleet = load(inventory, lab, asked or [])
+    replicas = {replica.name: replica for replica in fleet.replicas}
+    if name not in replicas:
+        near = nearest(name, replicas)
+        more = f"Did you mean {near}?" if near else f"It has {', '.join(replicas)}."
+        raise UsageError(f"{inventory} has no replica {name}. {more}")
+    return fleet, replicas[name]
+
+
+def _expect_gateway(fleet: Fleet) -> None:
+    if not fleet.gateways:
+        raise UsageError(
+            f"{fleet.path} has no gateway, so there is no rotation.\n"
+            "  Name its hosts in a group gateway (docs/gateway.md), then: provision bootstrap"
+        )
+
+
+def _drain(fleet: Fleet, replica: Replica, deadline: int | None) -> int:
+    """The requests that were still in flight at the deadline."""
+    told: set[int] = set()
+
+    def show(seen: Rotation) -> None:
+        if seen.in_flight and seen.in_flight not in told:
+            told.add(seen.in_flight)
+            click.echo(f"{replica.name} is draining: {seen.in_flight} in flight", err=True)
+
+    wait = gateway.deadline_of(fleet) if deadline is None else float(deadline)
+    done = gateway.drain(fleet, replica, wait, by=BY, on_look=show)
+    if done.in_flight:
+        click.echo(
+            f"{replica.name} gets no new requests; after {done.seconds:.0f} s {done.in_flight} are still in flight."
+        )
+    else:
+        click.echo(
+            f"{replica.name} is drained, after {done.seconds:.0f} s.\n"
+            f"  Back in:  provision serve admit {fleet.path} {replica.name}"
+        )
+    return done.in_flight
+
+
+def _admit(fleet: Fleet, replica: Replica) -> None:
+    seconds = gateway.admit(fleet, replica)
+    click.echo(f"{replica.name} is in rotation, after {seconds:.0f} s.")

@@ -1,0 +1,110 @@
+"""`provision serve`: what it says, and in which order it does things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from provision.cli.serve import serve
+from provision.errors import ProvisionError
+from provision.serving import gateway, restart
+from provision.serving.gateway import Drained, Rotation
+from provision.serving.restart import RestartError
+from provision.ssh import Answer, Call
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """Two replicas, one of two hosts, and a gateway."""
+    hosts = {name: {"ansible_host": f"10.0.0.{number}"} for number, name in enumerate(("a1", "a2", "b1", "gw"), 1)}
+    children = {"a": {"hosts": {n: hosts[n] for n in ("a1", "a2")}}, "b": {"hosts": {"b1": hosts["b1"]}}}
+    common = {"hardware_profile": "8xh20-96", "weights_repo": "org/model", "vllm_tensor_parallel_size": 8}
+    children["a"]["vars"] = {"vllm_pipeline_parallel_size": 2}
+    tree = {"serving": {"children": children, "vars": common}, "gateway": {"hosts": {"gw": hosts["gw"]}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return tmp_path
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done, in order, by stand-ins for the gateways and the hosts."""
+    found: list[str] = []
+
+    def drain(fleet, replica, deadline_s, *, by, on_look):
+        on_look(Rotation("draining", 2, ""))
+        found.append(f"drain {replica.name} {deadline_s:.0f} by {by}")
+        return Drained(0, 3.2)
+
+    def admit(fleet, replica):
+        found.append(f"admit {replica.name}")
+        return 1.0
+
+    def call(calls: list[Call], **_: object) -> list[Answer]:
+        found.extend(f"{one.host.name}: {one.script.removesuffix(' 2>&1')}" for one in calls)
+        return [Answer(one.host) for one in calls]
+
+    monkeypatch.setattr(gateway, "drain", drain)
+    monkeypatch.setattr(gateway, "admit", admit)
+    monkeypatch.setattr(restart, "call", call)
+    monkeypatch.setattr(restart, "_wait", lambda fleet, replica: found.append(f"token of {replica.name}"))
+    return found
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(serve, [str(argument) for argument in arguments])
+    if isinstance(result.exception, ProvisionError):
+        raise result.exception
+    return result.output
+
+
+def test_drain_says_what_is_in_flight_and_how_to_go_back(inventory: Path, done: list[str]) -> None:
+    said = run("drain", inventory, "b")
+    assert "b is draining: 2 in flight" in said
+    assert f"Back in:  provision serve admit {inventory} b" in said
+    assert done == ["drain b 600 by provision serve drain"]
+    run("drain", inventory, "b", "--deadline", 5)
+    assert done[-1] == "drain b 5 by provision serve drain"
+
+
+def test_admit(inventory: Path, done: list[str]) -> None:
+    assert run("admit", inventory, "a") == "a is in rotation, after 1 s.\n"
+
+
+def test_restart_drains_first_restarts_in_order_and_admits_what_generates(inventory: Path, done: list[str]) -> None:
+    run("restart", inventory, "a")
+    assert done == [
+        "drain a 600 by provision serve drain",
+        "a1: systemctl stop vllm.service",
+        "a1: systemctl restart ray-head.service",
+        "a2: systemctl restart ray-worker.service",
+        "a1: systemctl start vllm.service",
+        "token of a",
+        "admit a",
+    ]
+    done.clear()
+    run("restart", inventory, "b")
+    assert done[1:-2] == ["b1: systemctl restart vllm.service"]
+
+
+def test_what_does_not_restart_stays_out(inventory: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restart, "call", lambda calls, **_: [Answer(one.host, "no such unit", 5) for one in calls])
+    with pytest.raises(
+        RestartError, match=r"did not succeed on b1: no such unit\n.*stays out of rotation.*status vllm"
+    ):
+        run("restart", inventory, "b")
+    assert not [what for what in done if what.startswith("admit")]
+
+
+def test_names_and_gateways_that_do_not_exist(inventory: Path, done: list[str]) -> None:
+    with pytest.raises(ProvisionError, match=r"has no replica c\. It has a, b\."):
+        run("drain", inventory, "c")
+    tree = yaml.safe_load((inventory / "hosts.yml").read_text())
+    del tree["gateway"]
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    with pytest.raises(ProvisionError, match="has no gateway, so there is no rotation"):
+        run("drain", inventory, "b")
+    assert "There is no gateway: whoever asks b meanwhile is refused." in run("restart", inventory, "b")
+    assert done == ["b1: systemctl restart vllm.service", "token of b"]
