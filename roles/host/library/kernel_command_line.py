@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from typing import Any, Iterator, Sequence
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_boot_line import (
     DROP_IN,
     GRUB_CFG,
+    ask,
     is_stale,
     reboot_reason,
     text_with,
-    without_note,
 )
-from ansible.module_utils.provision_host import Change, HostError, converge, file_change, read_text, run
+from ansible.module_utils.provision_host import Change, HostError, converge, file_change, remove_file, run
 
 DOCUMENTATION = r"""
 module: kernel_command_line
@@ -25,7 +26,8 @@ description:
   - Writes a file in C(/etc/default/grub.d) that adds the parameters to whatever else the host asks of its kernel, and
     has C(update-grub) make C(/boot/grub/grub.cfg) anew where that is older or lacks one of them.
   - The kernel has them after a reboot. RV(pending) says why one is needed, for as long as it is; this module never
-    reboots. Parameters that are no longer asked for count too.
+    reboots. Parameters that are no longer asked for count too; once GRUB has been told that there are none, the file
+    goes.
 options:
   parameters:
     description: The parameters, in their order, such as V(iommu=pt). Parameters of others are left alone.
@@ -96,15 +98,16 @@ def plan(parameters: Sequence[str]) -> Iterator[Change]:
     if changes or is_stale(parameters):
         words = ("made before our file\n", f"asks for {' '.join(parameters) or 'nothing of ours'}\n")
         yield Change("Had GRUB make its configuration anew.", lambda: run([UPDATE_GRUB]), GRUB_CFG, *words)
+    if not parameters:  # only now: as long as it is there, a run that was killed before GRUB read it is made good
+        header = "" if changes else DROP_IN
+        yield Change(f"Removed {DROP_IN}.", lambda: remove_file(DROP_IN), header, text_with([]), "")
 
 
 def file_changes(parameters: Sequence[str]) -> Iterator[Change]:
     """Our file, if it asks for something else than it should."""
-    text, there = text_with(parameters), read_text(DROP_IN)
-    if there is not None and without_note(there) == without_note(text):
-        text = there  # which of ours the kernel still has is noted once, when they are taken out
     sentence = f"Asked the kernel for {' '.join(parameters) or 'nothing of ours any more'} at the next boot."
-    yield from file_change(DROP_IN, text, sentence)
+    for change in file_change(DROP_IN, text_with(parameters), sentence):
+        yield replace(change, act=lambda: ask(parameters)) if change.action == sentence else change
 
 
 def main() -> None:

@@ -208,8 +208,9 @@ def plan_state(unit: dict[str, Any], seen: dict[str, str], check_mode: bool) -> 
         return
     if seen["LoadState"] == "not-found" and not check_mode:
         raise HostError(f"There is no unit {name} on this host: the package that brings it is not installed.")
-    # reenable, since a changed [Install] section leaves links of the old one
-    enabling = ["systemctl", "reenable" if unit["enabled"] else "disable", name]
+    # reenable, since a changed [Install] leaves links of the old one; it passes over what a package has for SysV
+    enable = "enable" if unit["content"] is None else "reenable"
+    enabling = ["systemctl", enable if unit["enabled"] else "disable", name]
     is_up = seen["ActiveState"] in UP and seen["SubState"] != "auto-restart"
     differs = is_enabled(unit, seen) != unit["enabled"]
     if differs and (is_up or unit["state"] != "started"):

@@ -10,13 +10,13 @@ import re
 import shlex
 from typing import Sequence
 
-from ansible.module_utils.provision_host import read_text
+from ansible.module_utils.provision_host import read_text, write_file
 
 DROP_IN = "/etc/default/grub.d/90-provision.cfg"
 GRUB_CFG = "/boot/grub/grub.cfg"
 CMDLINE = "/proc/cmdline"
 HEADER = "# Written by provision (role host); changes made here are undone by its next run.\n"
-FORMER = "# Asked for before, and gone with the next reboot: "
+FORMER = "/run/provision/kernel-parameters.former"  # goes with the kernel of which it tells
 ASKED = re.compile(r'^GRUB_CMDLINE_LINUX="\$GRUB_CMDLINE_LINUX ?(.*)"$', re.MULTILINE)
 
 
@@ -28,21 +28,25 @@ def asked() -> list[str]:
 
 def former() -> list[str]:
     """The parameters that our file asked for before, and that the kernel had when they were taken out."""
-    found = re.search(rf"^{re.escape(FORMER)}(.*)$", read_text(DROP_IN) or "", re.MULTILINE)
-    return shlex.split(found[1]) if found else []
+    return (read_text(FORMER) or "").split()
 
 
 def text_with(parameters: Sequence[str]) -> str:
-    """Our file with these parameters; those that it asks for now and no more are noted while the kernel has them."""
+    """Our file with these parameters."""
+    return f'{HEADER}GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(parameters)}"\n'
+
+
+def surplus(parameters: Sequence[str]) -> list[str]:
+    """The parameters that the kernel has from us, and that are not asked for any more."""
     running = in_effect()
-    left = [word for word in dict.fromkeys([*asked(), *former()]) if word in running and word not in parameters]
-    note = f"{FORMER}{' '.join(left)}\n" if left else ""
-    return f'{HEADER}{note}GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(parameters)}"\n'
+    return [word for word in dict.fromkeys([*asked(), *former()]) if word in running and word not in parameters]
 
 
-def without_note(text: str) -> str:
-    """Our file's text without what it remembers."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(FORMER))
+def ask(parameters: Sequence[str]) -> None:
+    """Write our file; before that, note what the kernel will go on having until it is started anew."""
+    os.makedirs(os.path.dirname(FORMER), exist_ok=True)
+    write_file(FORMER, " ".join(surplus(parameters)) + "\n", 0o644)
+    write_file(DROP_IN, text_with(parameters), 0o644)
 
 
 def in_effect() -> list[str]:
@@ -71,5 +75,5 @@ def reboot_reason(parameters: Sequence[str]) -> str:
     if not is_in_order(parameters, running):
         missing = [word for word in parameters if word not in running] or parameters
         return f"the kernel was started without {' '.join(missing)}"
-    surplus = [word for word in [*asked(), *former()] if word in running and word not in parameters]
-    return f"the kernel was started with {' '.join(surplus)}, not asked for any more" if surplus else ""
+    more = surplus(parameters)
+    return f"the kernel was started with {' '.join(more)}, not asked for any more" if more else ""

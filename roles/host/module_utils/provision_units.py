@@ -127,12 +127,21 @@ def wanted_links(unit: dict[str, Any]) -> list[str] | None:
     ]
 
 
+def pointed_at(link: str) -> str:
+    """What a link names, one step on: what is masked is a link itself."""
+    return os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+
+
 def is_enabled(unit: dict[str, Any], seen: dict[str, str]) -> bool:
-    """Whether the unit starts at boot; a unit that cannot be enabled counts as what is wanted."""
+    """Whether the unit starts at boot; a unit that cannot be enabled counts as what is wanted.
+
+    A link to the text that a package brings is none of ours, though systemd goes by its name.
+    """
     links = wanted_links(unit)
     if links is not None:
-        there = [os.path.islink(link) for link in links]
-        return (all(there) if unit["enabled"] else any(there)) if links else bool(unit["enabled"])
+        own = f"{UNIT_DIRECTORY}/{unit['name']}"
+        ours = [os.path.islink(link) and pointed_at(link) == own for link in links]
+        return (all(ours) if unit["enabled"] else any(map(os.path.islink, links))) if links else bool(unit["enabled"])
     if seen["UnitFileState"] in ("static", "indirect", "generated", "alias"):
         return bool(unit["enabled"])
     return seen["UnitFileState"] == "enabled"

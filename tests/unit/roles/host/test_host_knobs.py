@@ -238,8 +238,13 @@ class Boot:
         return Ran(0, "", "")
 
     def start(self):
+        (self.folder / "run/former").unlink(missing_ok=True)
         line = (self.folder / "grub.cfg").read_text().split("linux\t")[1].split("\n")[0]
         put(self.folder / "cmdline", f"BOOT_IMAGE={line}\n")
+
+    @property
+    def removed(self):
+        return f"Removed {self.folder / '90-provision.cfg'}."
 
     def apply(self, *parameters, steps=None):
         done = []
@@ -261,6 +266,7 @@ def boot(role_module, monkeypatch, tmp_path):
         monkeypatch.setattr(place, "DROP_IN", str(tmp_path / "90-provision.cfg"))
         monkeypatch.setattr(place, "GRUB_CFG", str(tmp_path / "grub.cfg"))
     monkeypatch.setattr(provision_boot_line, "CMDLINE", str(tmp_path / "cmdline"))
+    monkeypatch.setattr(provision_boot_line, "FORMER", str(tmp_path / "run/former"))
     monkeypatch.setattr(module, "UPDATE_GRUB", str(tmp_path / "update-grub"))
     boot = Boot(module, tmp_path)
     monkeypatch.setattr(module, "run", boot.update)
@@ -288,17 +294,27 @@ def test_what_is_asked_for_no_more_is_a_reason_until_the_reboot(boot):
     assert boot.reason("quiet") == "the kernel was started with iommu=pt, not asked for any more"
     boot.start()
     assert (boot.apply("quiet"), boot.reason("quiet")) == ([], "")
-    assert boot.apply() == ["Asked the kernel for nothing of ours any more at the next boot.", MADE]
+    assert boot.apply() == ["Asked the kernel for nothing of ours any more at the next boot.", MADE, boot.removed]
+    assert not (boot.folder / "90-provision.cfg").exists()
+    assert boot.reason() == "the kernel was started with quiet, not asked for any more"
     boot.start()
     assert (boot.apply(), boot.reason()) == ([], "")
 
 
 def test_a_run_that_was_killed_before_grub_read_the_file_is_made_good(boot):
-    for parameters in (["iommu=pt"], []):
+    for parameters, removed in ((["iommu=pt"], []), ([], [boot.removed])):
         os.utime(boot.folder / "grub.cfg", (1, 1))
         boot.apply(*parameters, steps=1)
-        assert boot.apply(*parameters) == [MADE]
+        assert boot.apply(*parameters) == [MADE, *removed]
         assert boot.apply(*parameters) == []
+        assert ("iommu=pt" in (boot.folder / "grub.cfg").read_text()) is bool(parameters)
+
+
+def test_a_run_that_was_killed_before_it_took_the_empty_file_away_is_made_good(boot):
+    boot.apply("iommu=pt")
+    boot.apply(steps=2)
+    assert boot.apply() == [boot.removed]
+    assert boot.apply() == []
 
 
 def test_an_entry_of_grub_without_a_parameter_and_a_file_of_another_text_are_repaired(boot):

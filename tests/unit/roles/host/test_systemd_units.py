@@ -91,10 +91,29 @@ def test_a_unit_is_enabled_by_all_its_links_and_disabled_by_none(host):
     for target in ("multi-user.target", "a.service"):
         assert not units.is_enabled(unit(), ACTIVE)
         (host / f"units/{target}.wants").mkdir()
-        (host / f"units/{target}.wants/x.service").symlink_to("/nowhere")
+        (host / f"units/{target}.wants/x.service").symlink_to(host / "units/x.service")
         assert units.is_enabled(unit(enabled=False), ACTIVE)
     assert units.is_enabled(unit(), ACTIVE)
+    (host / "units/x.service").symlink_to("/dev/null")  # masked, which is another matter
+    assert units.is_enabled(unit(), ACTIVE)
     assert units.is_enabled(unit(content="[Service]\n"), ACTIVE)
+
+
+def test_a_link_to_what_a_package_brings_is_made_anew(standing, host):
+    link = host / "units/a.service.wants/x.service"
+    link.unlink()
+    link.symlink_to("/lib/systemd/system/x.service")
+    assert told(standing, unit()) == [("Enabled x.service.", "none")]
+    for change in standing.plan([unit()], True):
+        change.act()
+    assert standing.ran == ["systemctl reenable x.service"]
+
+
+def test_what_a_package_has_for_sysv_is_enabled_with_it(systemd_units):
+    systemd_units.seen |= {"UnitFileState": "disabled"}
+    for change in systemd_units.plan([unit(content=None, consumes={})], True):
+        change.act()
+    assert systemd_units.ran == ["systemctl enable x.service"]
 
 
 def test_a_packaged_unit_is_judged_by_systemd():
@@ -158,7 +177,7 @@ def standing(systemd_units, host, record):
     (host / "units/x.service").write_text(text)
     for target in ("multi-user.target", "a.service"):
         (host / f"units/{target}.wants").mkdir()
-        (host / f"units/{target}.wants/x.service").symlink_to("/nowhere")
+        (host / f"units/{target}.wants/x.service").symlink_to("../x.service")
     record(f"f00 {units.unit_sha(text)}", own(text), "11  /etc/a", "22  /etc/b")
     systemd_units.seen |= {"FragmentPath": str(host / "units/x.service")}
     return systemd_units

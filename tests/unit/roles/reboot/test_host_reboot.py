@@ -22,6 +22,7 @@ def reboot(role_module, monkeypatch, tmp_path):
     (tmp_path / "cmdline").write_text("BOOT_IMAGE=/vmlinuz quiet iommu=pt\n")
     monkeypatch.setattr(provision_boot_line, "CMDLINE", str(tmp_path / "cmdline"))
     monkeypatch.setattr(provision_boot_line, "DROP_IN", str(tmp_path / "90-provision.cfg"))
+    monkeypatch.setattr(provision_boot_line, "FORMER", str(tmp_path / "former"))
     monkeypatch.setattr(module, "loaded_module", lambda: module.loaded)
     monkeypatch.setattr(module, "built_module", lambda kernel: module.built)
     monkeypatch.setattr(module, "next_kernel", lambda: "6.1.0-31-amd64")
