@@ -97,14 +97,22 @@ def perform(fleet: Fleet, inventory: Path, options: Options) -> int:
             on_text=display.text,
         )
     if not options.as_json:
-        show(result, fleet, inventory, full=options.diff)
+        show(result, fleet, inventory, full=options.diff, command=_command(inventory, options))
     return result.exit_code
+
+
+def _command(inventory: Path, options: Options) -> str:
+    """What does the same once more, where that is no bootstrap."""
+    if not options.back_to:
+        return ""
+    lab = " --lab" if options.lab else ""
+    return f"provision serve rollback {inventory} {options.limit} --to {options.back_to}{lab}"
 
 
 def _engine(options: Options) -> Callable[..., Result]:
     """What runs it: this process, or the controllers of a Ray cluster."""
     if options.engine == "local":
-        return partial(converge, resumes=options.resumes, canary=options.canary)
+        return partial(converge, resumes=options.resumes, canary=options.canary, back_to=options.back_to)
     from provision.converge.shards import run_shards  # noqa: PLC0415 - Ray is an extra that few install
 
     return partial(run_shards, address=options.ray_address, resumes=options.resumes)

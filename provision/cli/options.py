@@ -10,7 +10,7 @@ class Options:
     """How to run. `lab`: rehearse on simulated hosts; `resumes`: the id of the earlier run that this one continues.
 
     `engine`: `local`, or `ray` for the controllers of the Ray cluster at `ray_address`. `canary`: of the replicas that
-    serve change one.
+    serve change one. `back_to`: the id of the earlier run whose inventory this is.
     """
 
     limit: str | None = None
@@ -26,3 +26,4 @@ class Options:
     engine: str = "local"
     ray_address: str | None = None
     canary: bool = False
+    back_to: str | None = None

@@ -11,9 +11,12 @@ from provision.cli.bootstrap import perform
 from provision.cli.fleet import load
 from provision.cli.history import ending
 from provision.cli.options import Options
+from provision.converge.earlier import as_it_was, earlier
 from provision.converge.history import RunRecord, last_unfinished
 from provision.converge.identity import clock
 from provision.converge.outcome import BAD
+from provision.errors import UsageError
+from provision.inventory import Fleet
 
 SHOWN = 8  # hosts that are told of
 
@@ -37,7 +40,20 @@ def resume(*, inventory: Path | None, diff: bool, verbose: int, as_json: bool) -
         for text in told(record):
             click.echo(text, err=True)
     where = inventory or record.inventory
-    return perform(load(where, record.lab), where, options(record, verbose=verbose, as_json=as_json, diff=diff))
+    asked = options(record, verbose=verbose, as_json=as_json, diff=diff)
+    return perform(back_by(load(where, record.lab), record), where, asked)
+
+
+def back_by(fleet: Fleet, record: RunRecord) -> Fleet:
+    """The fleet by the inventory that a run went by: that of the run to which it went back, or the one there is."""
+    back_to = record.facts.get("back_to")
+    if not back_to:
+        return fleet
+    name = record.facts.get("limit")
+    replica = next((one for one in fleet.replicas if one.name == name), None)
+    if replica is None:
+        raise UsageError(f"Run {record.id} brought {name} back, which {fleet.path} has no more.")
+    return as_it_was(fleet, replica, earlier(fleet, replica, str(back_to)))
 
 
 def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff: bool = False) -> Options:
@@ -60,6 +76,7 @@ def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff:
         resumes=record.id,
         engine=str(facts.get("engine") or "local"),
         ray_address=facts.get("ray_address"),
+        back_to=facts.get("back_to"),
         canary=bool(facts.get("canary")) and record.state in ("died", "interrupted"),  # else it goes on with the others
     )
 

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import click
 
+from provision import exits
+from provision.cli.bootstrap import perform
 from provision.cli.fleet import inventory_argument, lab_option, load
+from provision.cli.options import Options
+from provision.converge.earlier import STAGES, as_it_was, earlier
+from provision.converge.identity import clock
 from provision.errors import UsageError
 from provision.inventory import Fleet, Replica
 from provision.inventory.schema import nearest
@@ -25,7 +30,7 @@ BY = "provision serve drain"
 
 @click.group()
 def serve() -> None:
-    """Take one replica out of rotation at the gateways, bring it back, or restart it between the two."""
+    """Take one replica out of rotation at the gateways and back in; between the two restart it, or have it go back."""
 
 
 @serve.command(short_help="Send a replica no new requests, and wait for those in flight.")
@@ -72,6 +77,30 @@ def restart_command(*, inventory: Path, name: str, deadline: int | None, lab: bo
     restart.restart(fleet, replica, on_step=click.echo)
     if fleet.gateways:
         _admit(fleet, replica)
+
+
+@serve.command(short_help="Bring a replica back to what it served before.")
+@inventory_argument
+@replica_argument
+@click.option("--to", "run", metavar="RUN", help="What this run left [default: the newest that left something else].")
+@click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change (exit code 2 if anything).")
+@click.option("-D", "--diff", is_flag=True, help="Show changed files line by line.")
+@lab_option
+def rollback(*, inventory: Path, name: str, run: str | None, check: bool, diff: bool, lab: bool) -> int:
+    """Bring REPLICA back to what it served by the inventory of an earlier run: model, arguments, vLLM and Ray.
+
+    It is drained, changed and admitted as by a bootstrap, which its host's driver and settings do not take part in.
+    INVENTORY is left as it is: change it back, too, or the next bootstrap brings REPLICA forward again.
+    """
+    fleet, replica = _find(inventory, name, lab)
+    record = earlier(fleet, replica, run)
+    when = clock(str(record.facts["started"]))
+    click.echo(f"{name} {'would go' if check else 'goes'} back to what run {record.id} of {when} left.", err=True)
+    options = Options(limit=name, stages=STAGES, check=check, diff=diff, lab=lab, back_to=record.id)
+    code = perform(as_it_was(fleet, replica, record), inventory, options)
+    if code == exits.OK and not check:
+        click.echo(f"\n{inventory} still says otherwise: until it is changed, a bootstrap brings {name} forward again.")
+    return code
 
 
 def _find(inventory: Path, name: str, lab: bool, asked: list[str] | None = None) -> tuple[Fleet, Replica]:

@@ -20,16 +20,17 @@ NAMED = 4  # hosts that are listed by name
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def show(result: Result, fleet: Fleet, inventory: Path, full: bool) -> None:
-    """Print the summary on standard output; `full` adds what changed inside files."""
+def show(result: Result, fleet: Fleet, inventory: Path, full: bool, command: str = "") -> None:
+    """Print the summary on standard output; `full` adds what changed inside files, `command` would do it once more."""
     console = Console(soft_wrap=True, highlight=False)
-    for line in summary(result, fleet, inventory, full):
+    for line in summary(result, fleet, inventory, full, command):
         console.print(line)
 
 
-def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False) -> Iterator[str]:
+def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False, command: str = "") -> Iterator[str]:
     """The lines of the summary, with rich's markup."""
     hosts = list(result.hosts.values())
+    command = command or f"provision bootstrap {inventory}{' --lab' if _rehearsed(fleet) else ''}"
     yield from _changes(hosts, full)
     yield from _failures(hosts)
     if result.error:
@@ -37,8 +38,9 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False) -
     yield from _interrupted(result)
     if result.trouble:
         yield f"[yellow]The journal of this run is not whole:[/] {escape(result.trouble)}"
+    yield from _ways(result, fleet, inventory, command)
     yield from _canary(result, inventory)
-    yield from _last(result, fleet, inventory)
+    yield from _last(result, fleet, command)
 
 
 def _changes(hosts: list[HostResult], full: bool) -> Iterator[str]:
@@ -162,16 +164,29 @@ def _interrupted(result: Result) -> Iterator[str]:
     yield "  Go on where it stands:  provision resume"
 
 
+def _ways(result: Result, fleet: Fleet, inventory: Path, command: str) -> Iterator[str]:
+    """How to go on, and how to go back, after a replica failed before others were to be changed in the same way."""
+    culprits = {host.spared for host in result.hosts.values()} & result.hosts.keys()
+    for replica in fleet.replicas:
+        if any(host.name in culprits for host in replica.hosts):
+            yield f"  Go on, once it is mended:  {escape(command)}"
+            yield f"  Back to what it served:    {_rollback(inventory, replica.name)}"
+
+
+def _rollback(inventory: Path, replica: str) -> str:
+    return escape(f"provision serve rollback {inventory} {replica}")
+
+
 def _canary(result: Result, inventory: Path) -> Iterator[str]:
     if not result.canary:
         return
     path = escape(str(inventory))
     yield f"[bold]{escape(result.canary)} is changed and serves. The other replicas are as they were.[/]"
     yield f"  Go on with the others:  provision bootstrap {path}"
-    yield f"  Back:                   take the change out of the inventory, then provision bootstrap {path}"
+    yield f"  Back:                   {_rollback(inventory, result.canary)}"
 
 
-def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
+def _last(result: Result, fleet: Fleet, command: str) -> Iterator[str]:
     hosts = list(result.hosts.values())
     changes = sum(len(list(_change_lines(change))) for host in hosts for change in host.changes)
     bad = [host for host in hosts if host.failure]
@@ -187,7 +202,7 @@ def _last(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
     if not (result.error or result.interrupted):
         yield f"{counted(len(hosts), 'host')}: {', '.join(said)}, in {_time(result.seconds)}.{_answers(result, fleet)}"
     if result.check and changes and not bad:
-        yield f"Apply them:  provision bootstrap {escape(str(inventory))}{' --lab' if _rehearsed(fleet) else ''}"
+        yield f"Apply them:  {escape(command)}"
     if bad or result.error or result.interrupted:
         yield f"Log: {result.log if result.log.stat().st_size else result.directory}"
 

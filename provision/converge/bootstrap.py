@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from provision.converge import earlier
 from provision.converge.handover import write_playbook, write_source, write_variables
 from provision.converge.history import taken_over
 from provision.converge.journal import Event, Journal
@@ -39,6 +40,7 @@ def bootstrap(
     verbosity: int = 0,
     canary: bool = False,
     resumes: str | None = None,
+    back_to: str | None = None,
     approve: Callable[[], None] = lambda: None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_text: Callable[[str], None] = lambda _text: None,
@@ -46,10 +48,11 @@ def bootstrap(
     """Bring the fleet's hosts to what the inventory says; in check mode only say what would change.
 
     Stages that provably stand on a host are not visited there, unless `full` asks for all. With `canary` only the first
-    of the replicas that serve and would be disturbed is changed. `resumes` is the id of an earlier run, for the
-    journal. `approve` is called once the hosts are held and before anything is done to them: what it raises ends the
-    run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines. Raises UsageError for a limit
-    or stage that does not exist, and LockedError while another run changes the same hosts.
+    of the replicas that serve and would be disturbed is changed. `resumes` and `back_to` (whose inventory this is) are
+    ids of earlier runs, for the journal. `approve` is called once the hosts are held and before anything is done to
+    them: what it raises ends the run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines.
+    Raises UsageError for a limit or stage that does not exist, and LockedError while another run changes the same
+    hosts.
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
     facts = facts_of(fleet, hosts, chosen, check, full)
@@ -61,11 +64,14 @@ def bootstrap(
         "lab": lab,
         "canary": canary,
         "resumes": resumes,
+        "back_to": back_to,
     }
     with nullcontext() if check else locked(fleet.path) as lock, open_journal(fleet, {**facts, **asked}) as journal:
         emit = _both(journal.event, lambda event: on_event(journal.scrub.value(event)))
         recorder = Recorder([host.name for host in hosts], ("reach", "mend", *chosen, "verify"), journal.id, emit)
         recorder.send("run_started", **facts)
+        if not check:
+            earlier.keep(fleet, journal)
         if lock:
             lock.name(journal.id)
             if lock.took_over:
@@ -133,6 +139,7 @@ class _Run:
         """Look, change what does not stand, look again; until all stands, or it is clear that it will not."""
         start = time.monotonic()
         standing = self.look("reach", self.hosts, full=self.how.full)
+        earlier.note(self.fleet, standing.inputs, self.journal)
         if standing.visits and self.how.check:
             self.change(standing)
         elif standing.visits:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from provision.converge import earlier
 from provision.converge.bootstrap import facts_of, open_journal
 from provision.converge.cluster import Cluster, LostError
 from provision.converge.history import taken_over
@@ -72,6 +73,8 @@ def run_shards(
         with open_journal(fleet, {**facts, **asked, "engine": "ray", "ray_address": address}) as journal:
             run = _Run(fleet, hosts, cluster, journal, options, on_event, on_text)
             run.send("run_started", **facts)
+            if not check:
+                earlier.keep(fleet, journal)
             if lock:
                 lock.name(journal.id)
                 if lock.took_over:
@@ -131,6 +134,7 @@ class _Run:
         self.merger.begin(HERE)
         self.merger.event(HERE, {"type": "stage_started", "stage": "reach"})
         standing = stand(self.fleet, self.chosen, self.options["stages"], full=self.options["full"], who=False)
+        earlier.note(self.fleet, standing.inputs, self.journal)
         for name, visits in standing.visits.items():
             self.hosts[name].visited = visits
         standing_still = [n for n, told in standing.receipts.items() if not told.trouble and n not in standing.visits]

@@ -8,8 +8,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from provision.cli.resume import back_by
 from provision.cli.serve import serve
-from provision.errors import ProvisionError
+from provision.converge.history import RunRecord
+from provision.errors import ProvisionError, UsageError
+from provision.inventory import load_fleet
 from provision.serving import gateway, restart
 from provision.serving.gateway import Drained, Rotation
 from provision.serving.restart import RestartError
@@ -108,3 +111,37 @@ def test_names_and_gateways_that_do_not_exist(inventory: Path, done: list[str]) 
         run("drain", inventory, "b")
     assert "There is no gateway: whoever asks b meanwhile is refused." in run("restart", inventory, "b")
     assert done == ["b1: systemctl restart vllm.service", "token of b"]
+
+
+def test_rollback_is_a_bootstrap_of_one_replica_by_the_inventory_as_it_was(
+    inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    record = RunRecord(Path("/runs/20261123T010203Z-4f1c"), {"started": "2026-11-23T01:02:03Z"})
+    monkeypatch.setattr("provision.cli.serve.earlier", lambda fleet, replica, run: asked.append(run) or record)
+    monkeypatch.setattr("provision.cli.serve.as_it_was", lambda fleet, replica, run: "as it was")
+    monkeypatch.setattr("provision.cli.serve.perform", lambda *how: asked.append(how) or 0)
+    said = run("rollback", inventory, "b")
+    assert "b goes back to what run 20261123T010203Z-4f1c of" in said
+    assert f"{inventory} still says otherwise" in said
+    none, (fleet, _, options) = asked
+    assert (none, fleet, options.limit, options.back_to) == (None, "as it was", "b", record.id)
+    assert "driver" not in options.stages
+    assert "vllm" in options.stages
+    said = run("rollback", inventory, "b", "--to", "4f1c", "--check")
+    assert "would go back" in said
+    assert "otherwise" not in said
+    assert asked[2] == "4f1c"
+    assert asked[3][2].check
+
+
+def test_resuming_what_went_back_goes_on_by_the_inventory_as_it_was(
+    inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provision.cli.resume.earlier", lambda fleet, replica, run: (replica.name, run))
+    monkeypatch.setattr("provision.cli.resume.as_it_was", lambda fleet, replica, found: found)
+    fleet = load_fleet(inventory)
+    assert back_by(fleet, RunRecord(inventory, {"limit": "b"})) is fleet
+    assert back_by(fleet, RunRecord(inventory, {"limit": "b", "back_to": "x"})) == ("b", "x")
+    with pytest.raises(UsageError, match=r"which .* has no more"):
+        back_by(fleet, RunRecord(inventory, {"limit": "gone", "back_to": "x"}))

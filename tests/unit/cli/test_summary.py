@@ -129,3 +129,7 @@ def test_hosts_of_later_waves_are_said_to_be_as_they_were(told):
     broken = HostResult("n1", failure=Failure("driver", "Install the driver", "No such version."))
     lines = told(broken, HostResult("n2", spared="n1"), HostResult("n3", spared="n1"))
     assert lines[1] == "n2, n3: not touched, since n1 failed in an earlier wave."
+    assert lines[2:4] == [
+        "  Go on, once it is mended:  provision bootstrap inventory/prod",
+        "  Back to what it served:    provision serve rollback inventory/prod a",
+    ]

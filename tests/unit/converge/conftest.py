@@ -79,7 +79,7 @@ class Looks:
             name: tuple(Visit(stage, "asked", "the test says so") for stage in own) for name, own in found.items()
         }
         told = {host.name: HostReceipts(host.name) for host in hosts}
-        inputs = {host.name: {stage: {} for stage in stages} for host in hosts}
+        inputs = {host.name: {stage: {} for stage in STAGES} for host in fleet.managed}
         waves = self.waves if first and self.waves else [tuple(visits)] * bool(visits)
         return Standing(told, inputs, visits, tuple(waves))
 

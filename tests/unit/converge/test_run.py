@@ -78,6 +78,7 @@ def test_a_run_that_fails_on_one_host(content, inventory, state, tmp_path, monke
     assert sorted(kept) == [
         "ansible.log",
         "events.jsonl",
+        "hosts.yml",
         "play.yml",
         "provision-verify",
         "run.json",

@@ -18,6 +18,7 @@ from provision.converge.merge import Merger
 from provision.converge.sameness import differences, manifest
 from provision.converge.shard import Mailbox, Order, Outbox, check, run_shard
 from provision.converge.shards import run_shards, split
+from provision.converge.stages import STAGES as ALL
 from provision.converge.standing import Standing, Visit
 from provision.drift import HostReceipts
 from provision.errors import LockedError, UsageError
@@ -73,7 +74,7 @@ class Stand:
         self.asked += names
         visits = {name: tuple(Visit(stage, "first", "the test says so") for stage in stages) for name in new}
         waves = [wave for wave in self.waves if set(wave) <= set(new)] or [tuple(new)] * bool(new)
-        inputs = {name: {stage: {} for stage in stages} for name in names}
+        inputs = {host.name: {stage: {} for stage in ALL} for host in fleet.managed}
         return Standing({name: HostReceipts(name) for name in names}, inputs, visits, tuple(waves))
 
 
