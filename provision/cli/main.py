@@ -34,7 +34,7 @@ COMMANDS = [
     ("show", "provision.cli.show:show", "What one run changed, with the differences, and what failed."),
     ("drift", "provision.cli.drift:drift", "What is no longer as the last bootstrap left it, and who changed it."),
     ("status", "provision.cli.status:status", "What is: hosts, GPUs, units, Ray nodes, model, health."),
-    ("serve", "provision.cli.serve:serve", "Take one replica out of rotation, back in, or restart it in between."),
+    ("serve", "provision.cli.serve:serve", "One replica out of rotation, back in; restarted, or brought back."),
     ("stack", "provision.cli.stack:stack", "The versions of a deployment as one decision, and what ties them."),
     ("weights", "provision.cli.weights:weights", "The model's files: plan, fetch, verify, distribute, switch, gc."),
     ("ask", "provision.cli.ask:ask", "Ask the served model one question."),

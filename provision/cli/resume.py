@@ -12,7 +12,7 @@ from provision.cli.fleet import load
 from provision.cli.history import ending
 from provision.cli.options import Options
 from provision.converge.earlier import as_it_was, earlier
-from provision.converge.history import RunRecord, last_unfinished
+from provision.converge.history import RunRecord, last_unfinished, runs
 from provision.converge.identity import clock
 from provision.converge.outcome import BAD
 from provision.errors import UsageError
@@ -39,9 +39,21 @@ def resume(*, inventory: Path | None, diff: bool, verbose: int, as_json: bool) -
     if not as_json:
         for text in told(record):
             click.echo(text, err=True)
+    _expect_nothing_went_back(record)
     where = inventory or record.inventory
     asked = options(record, verbose=verbose, as_json=as_json, diff=diff)
     return perform(back_by(load(where, record.lab), record), where, asked)
+
+
+def _expect_nothing_went_back(record: RunRecord) -> None:
+    """What was brought back since would be brought forward again, which nobody asked for by this word."""
+    for run in runs(record.inventory, lab=record.lab):
+        if run.id > record.id and run.facts.get("back_to") and not run.check:
+            raise UsageError(
+                f"Since run {record.id}, {run.facts.get('limit')} was brought back to what it served before "
+                f"(run {run.id}); to resume would bring it forward again.\n"
+                f"  Have the inventory say what is wanted, then:  provision bootstrap {record.inventory}"
+            )
 
 
 def back_by(fleet: Fleet, record: RunRecord) -> Fleet:

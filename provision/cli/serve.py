@@ -17,6 +17,7 @@ from provision.inventory import Fleet, Replica
 from provision.inventory.schema import nearest
 from provision.serving import gateway, restart
 from provision.serving.gateway import Rotation
+from provision.weights.ask import commit_of
 
 replica_argument = click.argument("name", metavar="REPLICA")
 deadline_option = click.option(
@@ -97,7 +98,13 @@ def rollback(*, inventory: Path, name: str, run: str | None, check: bool, diff: 
     when = clock(str(record.facts["started"]))
     click.echo(f"{name} {'would go' if check else 'goes'} back to what run {record.id} of {when} left.", err=True)
     options = Options(limit=name, stages=STAGES, check=check, diff=diff, lab=lab, back_to=record.id)
-    code = perform(as_it_was(fleet, replica, record), inventory, options)
+    then = as_it_was(fleet, replica, record)
+    for host in (host for one in then.replicas if one.name == name for host in one.hosts[:1]):
+        if not commit_of(host):
+            click.echo("Its weights were those of a branch or tag, and will be those that it names today.", err=True)
+        if host.setting("vllm_served_model_name") != replica.head.setting("vllm_served_model_name"):
+            click.echo(f"It answers to the name {host.setting('vllm_served_model_name')} again.", err=True)
+    code = perform(then, inventory, options)
     if code == exits.OK and not check:
         click.echo(f"\n{inventory} still says otherwise: until it is changed, a bootstrap brings {name} forward again.")
     return code

@@ -30,7 +30,7 @@ def show(result: Result, fleet: Fleet, inventory: Path, full: bool, command: str
 def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False, command: str = "") -> Iterator[str]:
     """The lines of the summary, with rich's markup."""
     hosts = list(result.hosts.values())
-    command = command or f"provision bootstrap {inventory}{' --lab' if _rehearsed(fleet) else ''}"
+    command = command or f"provision bootstrap {inventory}{_lab(fleet)}"
     yield from _changes(hosts, full)
     yield from _failures(hosts)
     if result.error:
@@ -39,7 +39,7 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False, c
     if result.trouble:
         yield f"[yellow]The journal of this run is not whole:[/] {escape(result.trouble)}"
     yield from _ways(result, fleet, inventory, command)
-    yield from _canary(result, inventory)
+    yield from _canary(result, fleet, inventory, command)
     yield from _last(result, fleet, command)
 
 
@@ -170,20 +170,19 @@ def _ways(result: Result, fleet: Fleet, inventory: Path, command: str) -> Iterat
     for replica in fleet.replicas:
         if any(host.name in culprits for host in replica.hosts):
             yield f"  Go on, once it is mended:  {escape(command)}"
-            yield f"  Back to what it served:    {_rollback(inventory, replica.name)}"
+            yield f"  Back to what it served:    {_rollback(fleet, inventory, replica.name)}"
 
 
-def _rollback(inventory: Path, replica: str) -> str:
-    return escape(f"provision serve rollback {inventory} {replica}")
+def _rollback(fleet: Fleet, inventory: Path, replica: str) -> str:
+    return escape(f"provision serve rollback {inventory} {replica}{_lab(fleet)}")
 
 
-def _canary(result: Result, inventory: Path) -> Iterator[str]:
+def _canary(result: Result, fleet: Fleet, inventory: Path, command: str) -> Iterator[str]:
     if not result.canary:
         return
-    path = escape(str(inventory))
     yield f"[bold]{escape(result.canary)} is changed and serves. The other replicas are as they were.[/]"
-    yield f"  Go on with the others:  provision bootstrap {path}"
-    yield f"  Back:                   {_rollback(inventory, result.canary)}"
+    yield f"  Go on with the others:  {escape(command)}"
+    yield f"  Back:                   {_rollback(fleet, inventory, result.canary)}"
 
 
 def _last(result: Result, fleet: Fleet, command: str) -> Iterator[str]:
@@ -220,9 +219,9 @@ def _answers(result: Result, fleet: Fleet) -> str:
     return f" {escape(names)} answer{'s' if len(times) == 1 else ''} ({', '.join(list(times.values())[:NAMED])})."
 
 
-def _rehearsed(fleet: Fleet) -> bool:
-    """Whether simulated hosts stand for a real inventory: the same command without --lab would touch real ones."""
-    return len(fleet.sources) > 1 and not simulated(fleet.path)
+def _lab(fleet: Fleet) -> str:
+    """The option of a command where simulated hosts stand for a real inventory: without it, it touches real ones."""
+    return " --lab" if len(fleet.sources) > 1 and not simulated(fleet.path) else ""
 
 
 def _indented(text: str) -> str:

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from provision.converge.history import RunRecord, load, runs
-from provision.converge.inputs import CODE, Inputs
+from provision.converge.inputs import CODE, Inputs, inputs_of
 from provision.converge.journal import Journal
-from provision.converge.scrub import Scrubber, secret_values
+from provision.converge.scrub import Scrubber, is_secret, secret_values
 from provision.errors import UsageError
 from provision.inventory import Fleet, Replica, load_fleet
+from provision.inventory.ansible_api import IGNORED_FILES, password_files
 from provision.serving.endpoint import told_to_gateways
 
 KEPT = "inventory"  # in a run's directory
 BESIDE = ("group_vars", "host_vars", "stack.lock.yml")  # what belongs to an inventory that is one file
 LARGEST = 16 << 20  # bytes; no inventory is, unless it lies among other things
 CLEAR_KEY = b"PRIVATE KEY-----"
+ASSIGNED = re.compile(r"(?P<name>\b[A-Za-z_]\w*)[\"']?[ \t]*[:=](?P<value>[^\n]*)")
 # What decides what a replica serves; and what it goes back through. Not the driver: going back shall reboot nothing.
 SERVED_BY = ("serving_env", "weights", "ray", "vllm")
 STAGES = ("transfer", *SERVED_BY)
@@ -32,7 +35,7 @@ STAGES = ("transfer", *SERVED_BY)
 
 def keep(fleet: Fleet, journal: Journal) -> None:
     """Copy a fleet's inventory to where a run is kept; where that may not or cannot be, note in its run.json why."""
-    path = fleet.path.resolve()
+    path = fleet.sources[0]  # of a run that goes back, the one of then
     try:
         files = dict(_files(path))
         reason = _secret(files, fleet)
@@ -52,18 +55,27 @@ def note(fleet: Fleet, inputs: Inputs, journal: Journal) -> None:
 def earlier(fleet: Fleet, replica: Replica, asked: str | None = None) -> RunRecord:
     """The run to whose inventory a replica goes back: the newest that left it standing with something else.
 
-    With something else than the newest run that was to change the replica, whatever became of that one. `asked` names
+    With something else than the newest run that was to change the replica, whatever became of that one. If that one
+    went back itself, it is gone on with where it did not come to its end, and else gone back further. `asked` names
     another run, as for `history.load`. Raises UsageError if there is none, or if that one cannot be gone back to.
     """
-    if asked:
-        run = load(asked)
+    made = [run for run in runs(fleet.path, lab=_rehearsed(fleet)) if _touched(run, replica)]
+    back_to = made[0].facts.get("back_to") if made else None
+    if asked or (back_to and not _stood(made[0], replica)):
+        run = load(str(asked or back_to))
         if why := _unfit(run, fleet, replica):
             raise UsageError(f"{replica.name} cannot go back to run {run.id}: {why}.")
         return run
-    made = [run for run in runs(fleet.path, lab=len(fleet.sources) > 1) if _touched(run, replica)]
-    others = [run for run in made if _made_of(run, replica) != _made_of(made[0], replica)]
-    left = [run for run in others if _stood(run, replica)]
-    for run in left:
+    stood = [run for run in made if _stood(run, replica) and not (back_to and str(back_to) <= run.id < made[0].id)]
+    if stood and stood[0] is not made[0] and _made_of(stood[0], replica) == _made_of(made[0], replica):
+        raise UsageError(
+            f"Run {made[0].id} was to make of {replica.name} what it served before, so that is not what failed.\n"
+            f"  See why it did:  provision show {made[0].id}\n"
+            f"  To go back further, name a run of  provision history {fleet.path}  by --to"
+        )
+    left = [run for run in stood if _made_of(run, replica) != _made_of(made[0], replica)]
+    alike = [run for run in left if _made_of(run, replica) == _made_of(left[0], replica)]
+    for run in alike:
         if _place(run, fleet).exists():
             return run
     why = f"\n  The inventory of {left[0].id} was not kept: {_unfit(left[0], fleet, replica)}." if left else ""
@@ -76,8 +88,8 @@ def earlier(fleet: Fleet, replica: Replica, asked: str | None = None) -> RunReco
 def as_it_was(fleet: Fleet, replica: Replica, run: RunRecord) -> Fleet:
     """The fleet by the inventory of an earlier run, to be changed under the name that it has now.
 
-    Raises UsageError where more has changed since than what the replica serves, and InventoryError if it is not valid
-    any more.
+    Raises UsageError where more has changed since than what the replica serves, or where the inventory does not make of
+    it what it did; and InventoryError if it is not valid any more.
     """
     then = replace(load_fleet(_place(run, fleet), fleet.sources[1:]), path=fleet.path)
     moved = [name for name, value in _places(fleet, replica).items() if _places(then, replica).get(name) != value]
@@ -86,7 +98,19 @@ def as_it_was(fleet: Fleet, replica: Replica, run: RunRecord) -> Fleet:
             f"{replica.name} does not go back to run {run.id}: since then {' and '.join(moved)} changed, which takes "
             f"more than one replica.\n  Take the change out of {fleet.path}, then:  provision bootstrap {fleet.path}"
         )
+    own = next(one for one in then.replicas if one.name == replica.name)
+    if _served(own, inputs_of(then)) != _made_of(run, replica):
+        raise UsageError(
+            f"{replica.name} does not go back to run {run.id}: by the same inventory it would not be today what it was "
+            "then. Something outside of it has changed: provision itself or its default versions, the environment, a "
+            f"file elsewhere.\n  Take the change out of {fleet.path}, then:  provision bootstrap {fleet.path}"
+        )
     return then
+
+
+def _rehearsed(fleet: Fleet) -> bool:
+    """Whether its hosts are simulated."""
+    return len(fleet.sources) > 1
 
 
 class _TooLargeError(Exception):
@@ -109,17 +133,32 @@ def _walk(top: Path) -> Iterator[Path]:
         yield top
     for folder, folders, names in os.walk(top, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        paths = (
+            Path(folder, name) for name in sorted(names) if not (name.startswith(".") or name.endswith(IGNORED_FILES))
+        )
+        yield from (path for path in paths if path.is_file() and path.resolve() not in password_files())
 
 
 def _secret(files: Mapping[str, bytes], fleet: Fleet) -> str | None:
-    """Which file must not be copied: a secret that is not encrypted lies in it. None if all may be."""
+    """Which file must not be copied: a secret that is not encrypted lies in it. None if all may be.
+
+    Told by its value, and by its name for what is overruled, or belongs to hosts that are there no more.
+    """
     scrubber = Scrubber(secret_values(fleet))
     for name, data in files.items():
         text = data.decode(errors="replace")
-        if CLEAR_KEY in data or scrubber.text(text) != text:
-            return f"{name} holds a secret in clear text (encrypt it: ansible-vault encrypt_string)"
+        if CLEAR_KEY in data:
+            return f"{name} holds a private key; keep it outside of the inventory"
+        if scrubber.text(text) != text or any(map(_is_clear, ASSIGNED.finditer(text))):
+            return f"{name} holds a secret in clear text; encrypt it: ansible-vault encrypt_string"
     return None
+
+
+def _is_clear(assigned: re.Match[str]) -> bool:
+    """Whether a secret variable is given a value that stands there as it is."""
+    name, value = assigned.group("name"), re.sub(r"(^|\s+)#.*$", "", assigned.group("value")).strip(" ,}")
+    hidden = value.startswith("!vault") or "{{" in value
+    return is_secret(name) and not hidden and value.strip("\"'") not in ("", "null", "~")
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -136,15 +175,17 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 def _served(replica: Replica, inputs: Inputs) -> str:
     """One hash of all that decides what a replica serves, but for provision's own code."""
     known = [
-        (
-            host.name,
-            stage,
-            sorted((name, value) for name, value in inputs[host.name][stage].items() if name not in CODE),
-        )
+        (host.name, stage, sorted(item for item in inputs[host.name][stage].items() if _decides(item[0])))
         for host in replica.hosts
         for stage in SERVED_BY
     ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def _decides(name: str) -> bool:
+    """Whether an input decides what is served: no part of provision, no key, nor how a host reaches the world."""
+    variable = name.partition("@")[0]
+    return not (variable in CODE or variable.startswith("site_") or is_secret(variable))
 
 
 def _made_of(run: RunRecord, replica: Replica) -> str | None:
@@ -166,8 +207,8 @@ def _stood(run: RunRecord, replica: Replica) -> bool:
 
 def _unfit(run: RunRecord, fleet: Fleet, replica: Replica) -> str | None:
     """Why a replica cannot go back to what a run left; None if it can."""
-    if run.inventory != fleet.path.resolve():
-        return f"it was of another inventory, {run.inventory}"
+    if run.inventory != fleet.path.resolve() or run.lab != _rehearsed(fleet):
+        return f"it was {'a rehearsal ' if run.lab else ''}of {run.inventory}"
     if not _stood(run, replica):
         return f"it did not leave all of {replica.name} standing"
     if not _place(run, fleet).exists():

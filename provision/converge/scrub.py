@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -39,6 +40,17 @@ class Scrubber:
         if isinstance(value, Mapping):
             return {key: self.value(item) for key, item in value.items()}
         return [self.value(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of that name holds what nobody may see."""
+    spec = _specs().get(name)
+    return bool(ANSIBLE.match(name) or (spec and spec.secret))
+
+
+@cache
+def _specs() -> Mapping[str, Spec]:
+    return load_schema(content_root()).specs
 
 
 def secret_values(fleet: Fleet) -> frozenset[str]:

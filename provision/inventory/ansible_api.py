@@ -45,6 +45,10 @@ MAGIC_NAMES = (  # what Ansible itself puts among a host's variables
 MAGIC = frozenset(MAGIC_NAMES.split())
 
 
+# Files of an inventory that Ansible does not read, by how their names end.
+IGNORED_FILES = tuple(constants.INVENTORY_IGNORE_EXTS)
+
+
 class SourceError(Exception):
     """Ansible could not read a source; the message is Ansible's own first sentence."""
 
@@ -148,6 +152,12 @@ def _vault_secrets() -> object:
     return CLI.setup_vault_secrets(
         DataLoader(), vault_ids=list(constants.DEFAULT_VAULT_IDENTITY_LIST), auto_prompt=False
     )
+
+
+def password_files() -> frozenset[Path]:
+    """The files that hold the vault's passwords, as ansible.cfg or the environment names them."""
+    named = [constants.DEFAULT_VAULT_PASSWORD_FILE, *constants.DEFAULT_VAULT_IDENTITY_LIST]
+    return frozenset(Path(str(name).rpartition("@")[2]).expanduser().resolve() for name in named if name)
 
 
 def _silence() -> None:

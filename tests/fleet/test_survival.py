@@ -161,7 +161,7 @@ def test_a_host_that_reboots_in_mid_run_is_resumed(at_rest: Site) -> None:
     wait_until("the model answers again", lambda: at_rest.bootstrap(code=None).code == 0, 420)
 
 
-def test_a_plan_for_what_serves_tells_its_cost_and_is_what_happens(served: Site) -> None:
+def test_a_plan_for_what_serves_tells_its_cost_is_what_happens_and_can_be_gone_back_over(served: Site) -> None:
     path, file = served.directory / "group_vars/serving.yml", served.directory.parent / "plan.json"
     before = path.read_text()
     path.write_text(before.replace("max-num-seqs: 8", "max-num-seqs: 4"))
@@ -182,9 +182,24 @@ def test_a_plan_for_what_serves_tells_its_cost_and_is_what_happens(served: Site)
         served.run("apply", file)
         assert served.sh("node-1", "systemctl show -P MainPID vllm.service") != process
         served.run("plan", served.directory)  # ends with 0: nothing is left to do
+        goes_back(served, "tiny_a")
+        path.write_text(before)
+        assert served.bootstrap().changes() == {}
     finally:
         path.write_text(before)
         served.bootstrap()
+
+
+def goes_back(site: Site, replica: str) -> None:
+    """What was served before is served again; the inventory on disk still says otherwise, which is told."""
+    rollback = ("serve", "rollback", site.directory, replica)
+    checked = site.run(*rollback, "--check", code=2)
+    assert "vllm.yaml" in checked.text
+    assert f"provision serve rollback {site.directory} {replica} --to" in checked.text
+    assert "max-num-seqs: 4" in site.sh("node-1", "cat /etc/provision/vllm.yaml")
+    assert "still says otherwise" in site.run(*rollback).text
+    assert "max-num-seqs: 8" in site.sh("node-1", "cat /etc/provision/vllm.yaml")
+    site.run("plan", site.directory, code=2)
 
 
 def test_drift_of_what_serves_is_named(at_rest: Site) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from provision.cli.resume import back_by
+from provision.cli.resume import back_by, resume
 from provision.cli.serve import serve
 from provision.converge.history import RunRecord
 from provision.errors import ProvisionError, UsageError
@@ -117,15 +117,17 @@ def test_rollback_is_a_bootstrap_of_one_replica_by_the_inventory_as_it_was(
     inventory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
+    then = load_fleet(inventory)
     record = RunRecord(Path("/runs/20261123T010203Z-4f1c"), {"started": "2026-11-23T01:02:03Z"})
     monkeypatch.setattr("provision.cli.serve.earlier", lambda fleet, replica, run: asked.append(run) or record)
-    monkeypatch.setattr("provision.cli.serve.as_it_was", lambda fleet, replica, run: "as it was")
+    monkeypatch.setattr("provision.cli.serve.as_it_was", lambda fleet, replica, run: then)
     monkeypatch.setattr("provision.cli.serve.perform", lambda *how: asked.append(how) or 0)
     said = run("rollback", inventory, "b")
     assert "b goes back to what run 20261123T010203Z-4f1c of" in said
+    assert "those that it names today" in said  # of a branch
     assert f"{inventory} still says otherwise" in said
     none, (fleet, _, options) = asked
-    assert (none, fleet, options.limit, options.back_to) == (None, "as it was", "b", record.id)
+    assert (none, fleet, options.limit, options.back_to) == (None, then, "b", record.id)
     assert "driver" not in options.stages
     assert "vllm" in options.stages
     said = run("rollback", inventory, "b", "--to", "4f1c", "--check")
@@ -145,3 +147,15 @@ def test_resuming_what_went_back_goes_on_by_the_inventory_as_it_was(
     assert back_by(fleet, RunRecord(inventory, {"limit": "b", "back_to": "x"})) == ("b", "x")
     with pytest.raises(UsageError, match=r"which .* has no more"):
         back_by(fleet, RunRecord(inventory, {"limit": "gone", "back_to": "x"}))
+
+
+def test_what_went_back_since_is_not_brought_forward_by_resuming(
+    inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = RunRecord(Path("/runs/20261123T010000Z-0000"), {"inventory": str(inventory), "stages": ["vllm"]})
+    back = RunRecord(Path("/runs/20261123T020000Z-0000"), {"inventory": str(inventory), "back_to": "x", "limit": "b"})
+    monkeypatch.setattr("provision.cli.resume.last_unfinished", lambda inventory: failed)
+    monkeypatch.setattr("provision.cli.resume.runs", lambda *_how, **_more: [back, failed])
+    result = CliRunner().invoke(resume, [str(inventory)])
+    assert isinstance(result.exception, UsageError)
+    assert "b was brought back" in str(result.exception)

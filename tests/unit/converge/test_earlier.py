@@ -30,16 +30,10 @@ def _ids(state, monkeypatch):
 def run(inventory):
     """A run of the inventory as it is, which came to this: its id."""
 
-    def make(code=0, *, stages=STAGES, check=False, **statuses):
-        fleet, statuses = load_fleet(inventory), {**GOOD, **statuses}
-        facts = {
-            "inventory": str(inventory),
-            "hosts": list(GOOD),
-            "stages": list(stages),
-            "check": check,
-            "limit": None,
-        }
-        with Journal(facts) as journal:
+    def make(code=0, *, fleet=None, stages=STAGES, check=False, lab=False, back_to=None, **statuses):
+        fleet, statuses = fleet or load_fleet(inventory), {**GOOD, **statuses}
+        facts = {"inventory": str(inventory), "hosts": list(GOOD), "stages": list(stages), "check": check, "lab": lab}
+        with Journal({**facts, "back_to": back_to}) as journal:
             if not check:
                 earlier.keep(fleet, journal)
             earlier.note(fleet, inputs_of(fleet), journal)
@@ -92,6 +86,104 @@ def test_from_a_change_that_failed_it_goes_back_to_the_newest_that_stood(invento
     assert earlier.earlier(*replica(inventory, "b")).id == second
 
 
+def back(inventory, run, code=0, to=None, **statuses):
+    """Go back as the command does: the id of the run to which."""
+    fleet, a = replica(inventory)
+    found = earlier.earlier(fleet, a, to)
+    run(code, fleet=earlier.as_it_was(fleet, a, found), stages=earlier.STAGES, back_to=found.id, **statuses)
+    return found.id
+
+
+def test_going_back_keeps_the_inventory_of_then_and_goes_further_back_the_next_time(inventory, say, run):
+    ids = []
+    for seconds in (70, 80, 90):
+        say(vllm_stall_seconds=seconds)
+        ids.append(run())
+    assert back(inventory, run) == ids[1]
+    assert "80" in (earlier.runs()[0].directory / "inventory/inventory/group_vars/serving.yml").read_text()
+    assert back(inventory, run) == ids[0]
+    with pytest.raises(UsageError, match="No run"):
+        back(inventory, run)
+    say(vllm_stall_seconds=95)
+    run(1, n1="failed")
+    assert back(inventory, run) != ids[0]  # the last that stood is the one that went back, by the same inventory
+    assert "70" in (earlier.runs()[0].directory / "inventory/inventory/group_vars/serving.yml").read_text()
+
+
+def test_going_back_that_failed_is_gone_on_with(inventory, say, run):
+    first = run()
+    say(vllm_stall_seconds=80)
+    run()
+    assert back(inventory, run, 1, n1="failed") == first
+    assert back(inventory, run) == first
+
+
+def test_a_run_that_failed_at_something_else_is_no_reason_to_go_back(inventory, say, run):
+    first = run()
+    say(vllm_stall_seconds=80)
+    run()
+    failed = run(1, n1="failed")
+    with pytest.raises(UsageError, match=f"Run {failed} was to make of a what it served before"):
+        back(inventory, run)
+    assert back(inventory, run, to=first) == first
+
+
+def test_what_was_not_kept_is_not_passed_over_for_something_older(inventory, say, run):
+    run()
+    say(vllm_stall_seconds=80, vllm_api_key="in-clear-text-for-all")
+    second = run()
+    say(vllm_stall_seconds=90)
+    run(1, n1="failed")
+    with pytest.raises(UsageError, match=f"The inventory of {second} was not kept"):
+        back(inventory, run)
+
+
+def test_other_keys_and_other_ways_to_the_world_are_nothing_else_that_is_served(inventory, say, run, monkeypatch):
+    monkeypatch.setenv("TOKEN", "hf_token-of-the-environment")
+    first = run()
+    say(vllm_stall_seconds=80)
+    run()
+    say(vllm_stall_seconds=80, site_http_proxy="http://10.1.1.1:3128", weights_token="{{ lookup('env', 'TOKEN') }}")
+    run()
+    assert back(inventory, run) == first
+
+
+def test_a_rehearsal_proves_nothing_of_real_hosts(inventory, say, run):
+    first = run(lab=True)
+    with pytest.raises(UsageError, match="it was a rehearsal"):
+        back(inventory, run, to=first)
+
+
+def test_what_would_not_be_what_it_was_is_refused(inventory, say, run, monkeypatch):
+    monkeypatch.setenv("STALL", "70")
+    say(vllm_stall_seconds="{{ lookup('env', 'STALL') | int }}")
+    first = run()
+    say()
+    run()
+    monkeypatch.setenv("STALL", "71")
+    with pytest.raises(UsageError, match=f"{first}: by the same inventory it would not be today"):
+        back(inventory, run)
+
+
+@pytest.mark.parametrize(
+    ("text", "clear"),
+    [
+        ("vllm_api_key: of-somebody-who-left\n", True),
+        ("ansible_become_pass: 'it''s'\n", True),
+        ("[gone]\nn9 ansible_ssh_pass=hunter2\n", True),
+        ("vllm_api_key: |\n  in a block\n", True),
+        ('{"vllm_api_key": "of-json"}', True),
+        ('vllm_api_key: ""  # none\n', False),
+        ("vllm_api_key: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  3132\n", False),
+        ('vllm_api_key: "{{ vault_key }}" # elsewhere\n', False),
+        ("vllm_stall_seconds: 70\n", False),
+    ],
+)
+def test_a_secret_is_known_by_its_name_where_nobody_has_it(inventory, text, clear):
+    found = earlier._secret({"group_vars/gone.yml": text.encode()}, load_fleet(inventory))
+    assert bool(found) is clear
+
+
 def test_where_only_one_stage_was_changed_that_counts_as_a_change_and_not_as_what_stood(inventory, say, run):
     first = run()
     say(vllm_stall_seconds=8)
@@ -137,8 +229,12 @@ def test_no_secret_in_clear_text_is_copied_and_the_run_says_why(inventory, say, 
         earlier.earlier(*replica(inventory))
 
 
-def test_a_key_that_lies_there_is_not_copied_either_and_hidden_files_never_are(inventory, say, run):
-    (inventory / ".vault-password").write_text("open-sesame\n")
+def test_a_key_that_lies_there_is_not_copied_either_and_hidden_files_never_are(inventory, say, run, monkeypatch):
+    (inventory / "files").mkdir()
+    for name in (".vault-password", "vault-password.txt", "files/vault-password"):
+        (inventory / name).write_text("open-sesame\n")
+    password = (inventory / "files/vault-password").resolve()
+    monkeypatch.setattr(earlier, "password_files", lambda: frozenset([password]))
     run()
     kept = earlier.runs()[0].directory / "inventory"
     assert sorted(path.name for path in kept.rglob("*") if path.is_file()) == ["a.yml", "hosts.yml", "serving.yml"]
