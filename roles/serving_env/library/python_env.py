@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import stat
+from functools import partial
+from pathlib import Path
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
@@ -24,7 +28,10 @@ description:
     beside the old one.
 options:
   directory:
-    description: Where environments lie that are named by a hash of what they hold. They are never changed in place.
+    description:
+      - Where environments lie that are named by a hash of what they hold. They are never changed in place.
+      - Of the others there, what a unit or a process still uses stays for the way back, or else the newest; the rest
+        goes once the wanted one is whole.
     type: path
   path:
     description: One environment at a fixed place; it is replaced when what it should hold changes.
@@ -161,6 +168,11 @@ diff:
 """
 
 
+BY_HASH = re.compile(r"[0-9a-f]{12}(\.gone)?")
+GONE = ".gone"  # what is being removed is called so
+UNITS = "/etc/systemd/system"
+
+
 def wanted_text(params: dict[str, Any]) -> str:
     """What the environment shall hold, as text; equal texts mean equal environments."""
     keys = ("requirements", "excludes", "local_packages", "python")
@@ -242,7 +254,55 @@ def differences(env: str, wanted: str) -> list[str]:
     return sorted(lines)
 
 
+def unused(params: dict[str, Any]) -> list[str]:
+    """The environments that are neither wanted nor the way back, and what is left of such.
+
+    The way back is what units and processes still use, which is before they are started with the wanted one; later,
+    when nothing uses another, it is the newest, and so the same.
+    """
+    if not params["directory"]:
+        return []
+    found = [path for path in sorted(Path(params["directory"]).glob("*")) if BY_HASH.fullmatch(path.name)]
+    others = [path for path in found if str(path) != place(params) and not path.suffix and (path / RECORD).is_dir()]
+    used = uses() if len(others) > 1 else ""
+    newest = sorted(others, key=lambda path: os.stat(path / RECORD).st_mtime)[-1:]
+    kept = [path for path in others if f"{path}/" in used] or newest
+    return [str(path) for path in found if path not in kept and (path in others or path.suffix == GONE)]
+
+
+def uses() -> str:
+    """What units and processes are started with, as one text."""
+    units = (read_text(str(path)) or "" for path in sorted(Path(UNITS).glob("*.service")))
+    return "\n".join([*units, *map(command_line, Path("/proc").glob("[0-9]*"))])
+
+
+def command_line(process: Path) -> str:
+    """The words of a process; empty if it has ended meanwhile."""
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def remove(path: str) -> None:
+    """Take an environment away, which nobody shall find in part."""
+    away = path if path.endswith(GONE) else path + GONE
+    if path != away:
+        shutil.rmtree(away, ignore_errors=True)
+        os.rename(path, away)
+    shutil.rmtree(away)
+
+
 def plan(params: dict[str, Any]) -> Iterator[Change]:
+    """Build the environment unless it is there, whole and untouched; then make room."""
+    yield from plan_build(params)
+    for path in unused(params):
+        yield Change(
+            f"Removed {path}, which nothing uses.", partial(remove, path), path, "an environment\n", "absent\n"
+        )
+
+
+def plan_build(params: dict[str, Any]) -> Iterator[Change]:
     """Build the environment unless it is there, whole and untouched."""
     target, wanted = place(params), wanted_text(params)
     why = differences(target, wanted)

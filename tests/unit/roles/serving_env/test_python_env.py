@@ -137,3 +137,56 @@ def test_what_the_build_reads_is_in_its_environment_and_no_more():
     assert (variables["UV_FIND_LINKS"], variables["PIP_FIND_LINKS"]) == ("/w,/x", "/w /x")
     assert variables["UV_DEFAULT_INDEX"] == variables["PIP_INDEX_URL"]
     assert not {"UV_INDEX", "UV_INDEX_STRATEGY"} & variables.keys()
+
+
+@pytest.fixture
+def several(module, tmp_path, monkeypatch):
+    """Environments a to d, in the order in which they were made, of which d is wanted, and a unit that uses a."""
+    places = {name: tmp_path / "env" / (name * 12) for name in "abcd"}
+    for number, path in enumerate(places.values(), start=1):
+        (path / ".provision").mkdir(parents=True)
+        os.utime(path / ".provision", (number, number))
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units/vllm.service").write_text(f"ExecStart={places['a']}/bin/vllm serve\n")
+    monkeypatch.setattr(module, "UNITS", str(tmp_path / "units"))
+    monkeypatch.setattr(module, "place", lambda params: str(places["d"]))
+    monkeypatch.setattr(module, "plan_build", lambda params: [])
+    return places
+
+
+def removed(module, several):
+    params = {**PARAMS, "directory": str(several["d"].parent)}
+    changes = list(module.plan(params))
+    for change in changes:
+        change.act()
+    assert list(module.plan(params)) == []
+    return [change.header for change in changes]
+
+
+def test_what_a_unit_still_uses_is_the_way_back(module, several, tmp_path):
+    (several["d"].parent / "lost+found").mkdir()
+    assert removed(module, several) == [str(several["b"]), str(several["c"])]
+    (tmp_path / "units/vllm.service").write_text(f"ExecStart={several['d']}/bin/vllm serve\n")
+    assert removed(module, several) == []
+    assert sorted(path.name for path in several["d"].parent.iterdir()) == ["a" * 12, "d" * 12, "lost+found"]
+
+
+def test_where_nothing_uses_another_the_newest_is_the_way_back(module, several, tmp_path):
+    (tmp_path / "units/vllm.service").unlink()
+    assert removed(module, several) == [str(several["a"]), str(several["b"])]
+
+
+def test_what_a_process_runs_in_is_used(module, several):
+    with subprocess.Popen(["/bin/sh", "-c", "read x", f"{several['b']}/bin/python"], stdin=subprocess.PIPE):
+        assert removed(module, several) == [str(several["c"])]
+    assert several["b"].is_dir()
+
+
+def test_what_a_killed_run_left_half_removed_goes(module, several):
+    away = several["b"].with_name("b" * 12 + ".gone")
+    several["b"].rename(away)
+    assert str(away) in removed(module, several)
+
+
+def test_an_environment_at_a_fixed_place_has_none_beside_it(module, several):
+    assert module.unused({**PARAMS, "directory": None, "path": str(several["d"])}) == []
