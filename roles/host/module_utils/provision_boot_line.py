@@ -10,7 +10,7 @@ import re
 import shlex
 from typing import Sequence
 
-from ansible.module_utils.provision_host import read_text, write_file
+from ansible.module_utils.provision_host import read_text, remove_file, write_file
 
 DROP_IN = "/etc/default/grub.d/90-provision.cfg"
 GRUB_CFG = "/boot/grub/grub.cfg"
@@ -44,8 +44,12 @@ def surplus(parameters: Sequence[str]) -> list[str]:
 
 def ask(parameters: Sequence[str]) -> None:
     """Write our file; before that, note what the kernel will go on having until it is started anew."""
-    os.makedirs(os.path.dirname(FORMER), exist_ok=True)
-    write_file(FORMER, " ".join(surplus(parameters)) + "\n", 0o644)
+    left = surplus(parameters)
+    if left:
+        os.makedirs(os.path.dirname(FORMER), exist_ok=True)
+        write_file(FORMER, " ".join(left) + "\n", 0o644)
+    else:
+        remove_file(FORMER)
     write_file(DROP_IN, text_with(parameters), 0o644)
 
 

@@ -288,6 +288,7 @@ def test_a_parameter_is_asked_for_and_in_effect_after_a_reboot(boot):
 
 def test_what_is_asked_for_no_more_is_a_reason_until_the_reboot(boot):
     boot.apply("iommu=pt", "quiet")
+    assert not (boot.folder / "run/former").exists()
     boot.start()
     assert boot.reason("quiet") == "the kernel was started with iommu=pt, not asked for any more"
     assert boot.apply("quiet") == ["Asked the kernel for quiet at the next boot.", MADE]
