@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from provision.cli.summary import _rehearsed
+from provision.cli.summary import _lab
 
 
 @pytest.mark.parametrize(("says", "rehearsed"), [("lab: true", False), ("local_site: x", True)])
@@ -16,5 +16,6 @@ def test_a_real_inventory_on_simulated_hosts_is_a_rehearsal(tmp_path: Path, says
     (tmp_path / "group_vars").mkdir()
     (tmp_path / "group_vars/all.yml").write_text(f"{says}\n", encoding="utf-8")
     # The overlay of a fleet says `lab: true` of every host, so Fleet.lab cannot tell.
-    assert _rehearsed(SimpleNamespace(path=tmp_path, sources=(tmp_path, tmp_path), lab=True)) is rehearsed
-    assert not _rehearsed(SimpleNamespace(path=tmp_path, sources=(tmp_path,), lab=True))
+    option = " --lab" if rehearsed else ""
+    assert _lab(SimpleNamespace(path=tmp_path, sources=(tmp_path, tmp_path), lab=True)) == option
+    assert _lab(SimpleNamespace(path=tmp_path, sources=(tmp_path,), lab=True)) == ""
