@@ -36,4 +36,4 @@ def resolved(limit: str | None, fleet: Fleet) -> str | None:
     """A limit with the names of the hosts that @last-failed means now; empty if none failed."""
     if limit != LAST_FAILED:
         return limit
-    return ",".join(last_failed(fleet.path, lab=len(fleet.sources) > 1))
+    return ",".join(last_failed(fleet.path, lab=fleet.overlaid))

@@ -56,7 +56,7 @@ def bootstrap(
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
     facts = facts_of(fleet, hosts, chosen, check, full)
-    lab = len(fleet.sources) > 1
+    lab = fleet.overlaid
     asked = {
         "limit": limit,
         "asked_stages": list(stages),

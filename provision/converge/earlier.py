@@ -59,7 +59,7 @@ def earlier(fleet: Fleet, replica: Replica, asked: str | None = None) -> RunReco
     went back itself, it is gone on with where it did not come to its end, and else gone back further. `asked` names
     another run, as for `history.load`. Raises UsageError if there is none, or if that one cannot be gone back to.
     """
-    made = [run for run in runs(fleet.path, lab=_rehearsed(fleet)) if _touched(run, replica)]
+    made = [run for run in runs(fleet.path, lab=fleet.overlaid) if _touched(run, replica)]
     back_to = made[0].facts.get("back_to") if made else None
     if asked or (back_to and not _stood(made[0], replica)):
         run = load(str(asked or back_to))
@@ -92,7 +92,8 @@ def as_it_was(fleet: Fleet, replica: Replica, run: RunRecord) -> Fleet:
     it what it did; and InventoryError if it is not valid any more.
     """
     then = replace(load_fleet(_place(run, fleet), fleet.sources[1:]), path=fleet.path)
-    moved = [name for name, value in _places(fleet, replica).items() if _places(then, replica).get(name) != value]
+    there = _places(then, replica)
+    moved = [name for name, value in _places(fleet, replica).items() if there.get(name) != value]
     if moved:
         raise UsageError(
             f"{replica.name} does not go back to run {run.id}: since then {' and '.join(moved)} changed, which takes "
@@ -106,11 +107,6 @@ def as_it_was(fleet: Fleet, replica: Replica, run: RunRecord) -> Fleet:
             f"file elsewhere.\n  Take the change out of {fleet.path}, then:  provision bootstrap {fleet.path}"
         )
     return then
-
-
-def _rehearsed(fleet: Fleet) -> bool:
-    """Whether its hosts are simulated."""
-    return len(fleet.sources) > 1
 
 
 class _TooLargeError(Exception):
@@ -131,12 +127,13 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 def _walk(top: Path) -> Iterator[Path]:
     if top.is_file():
         yield top
+    passwords = password_files()
     for folder, folders, names in os.walk(top, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (
             Path(folder, name) for name in sorted(names) if not (name.startswith(".") or name.endswith(IGNORED_FILES))
         )
-        yield from (path for path in paths if path.is_file() and path.resolve() not in password_files())
+        yield from (path for path in paths if path.is_file() and path.resolve() not in passwords)
 
 
 def _secret(files: Mapping[str, bytes], fleet: Fleet) -> str | None:
@@ -207,7 +204,7 @@ def _stood(run: RunRecord, replica: Replica) -> bool:
 
 def _unfit(run: RunRecord, fleet: Fleet, replica: Replica) -> str | None:
     """Why a replica cannot go back to what a run left; None if it can."""
-    if run.inventory != fleet.path.resolve() or run.lab != _rehearsed(fleet):
+    if run.inventory != fleet.path.resolve() or run.lab != fleet.overlaid:
         return f"it was {'a rehearsal ' if run.lab else ''}of {run.inventory}"
     if not _stood(run, replica):
         return f"it did not leave all of {replica.name} standing"

@@ -65,7 +65,7 @@ def run_shards(
     """
     hosts, chosen = select(fleet, limit), chosen_stages(stages)
     facts = facts_of(fleet, hosts, chosen, check, full)
-    lab = len(fleet.sources) > 1
+    lab = fleet.overlaid
     asked = {"limit": limit, "asked_stages": list(stages), "forks": forks, "lab": lab, "resumes": resumes}
     options = {"stages": chosen, "check": check, "full": full, "forks": forks, "verbosity": verbosity}
     with Cluster(address) as cluster, nullcontext() if check else locked(fleet.path) as lock:

@@ -79,6 +79,11 @@ class Fleet:
     lab: bool
 
     @property
+    def overlaid(self) -> bool:
+        """Whether simulated hosts stand for those that it names: an overlay says how to reach them."""
+        return len(self.sources) > 1
+
+    @property
     def serving(self) -> tuple[Host, ...]:
         """The hosts of every replica, in the order of the inventory."""
         return tuple(host for replica in self.replicas for host in replica.hosts)

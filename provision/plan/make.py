@@ -129,5 +129,5 @@ def _plan(
         replicas=tuple(replica.name for replica in fleet.replicas),
         unknown=rotation.unknown,
         now=rotation.capacity(),
-        waves=rotation.waves(standing, changes, lambda work: estimate(path, work, lab=len(fleet.sources) > 1)),
+        waves=rotation.waves(standing, changes, lambda work: estimate(path, work, lab=fleet.overlaid)),
     )
