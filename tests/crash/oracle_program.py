@@ -173,7 +173,9 @@ def units():
         if not name or shown["LoadState"] == "not-found" or idle:
             continue
         entry = found.setdefault(name, {})
-        entry.update(unread=shown["NeedDaemonReload"], state=[shown["ActiveState"], shown["SubState"]])
+        # A timer waits, or what it starts is at work just now: the hour says which.
+        sub = "waiting" if name.endswith(".timer") and shown["SubState"] == "running" else shown["SubState"]
+        entry.update(unread=shown["NeedDaemonReload"], state=[shown["ActiveState"], sub])
         entry["drop-ins"] = shown.get("DropInPaths", "")
         if name.endswith(".service") and not name.startswith(("systemd-", "dbus", "ssh.")):
             entry["process"] = running(name, shown)
