@@ -11,6 +11,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.provision_apt import install, installed
 from ansible.module_utils.provision_host import Change, HostError, converge, file_change, run
 from ansible.module_utils.provision_transient import after
+from ansible.module_utils.provision_units import act_or_explain
 
 DOCUMENTATION = r"""
 module: time_sync
@@ -159,7 +160,7 @@ def plan(servers: list[str], lock_timeout_s: int) -> Iterator[Change]:
     if since is not None and is_stale:
         unit = DAEMONS[daemon]
         words = (unit, "started with other servers\n", "started with what is wanted\n")
-        yield Change(f"Restarted {unit}; its servers changed.", lambda: run(["systemctl", "restart", unit]), *words)
+        yield Change(f"Restarted {unit}; its servers changed.", lambda: act_or_explain("restart", unit), *words)
 
 
 def complaint(daemon: str) -> str:

@@ -169,6 +169,7 @@ def clock(role_module, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "installed", lambda: clock.packages)
     monkeypatch.setattr(module, "install", lambda *_, **__: clock.have("chrony"))
     monkeypatch.setattr(module, "run", clock.run)
+    monkeypatch.setattr(module, "act_or_explain", lambda *verb_and_unit: clock.run(["systemctl", *verb_and_unit]))
     return clock
 
 
