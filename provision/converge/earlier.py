@@ -30,7 +30,7 @@ CLEAR_KEY = b"PRIVATE KEY-----"
 ASSIGNED = re.compile(r"(?P<name>\b[A-Za-z_]\w*)[\"']?[ \t]*[:=](?P<value>[^\n]*)")
 # What decides what a replica serves; and what it goes back through. Not the driver: going back shall reboot nothing.
 SERVED_BY = ("serving_env", "weights", "ray", "vllm")
-STAGES = ("transfer", *SERVED_BY)
+STAGES = ("transfer", "fabric", *SERVED_BY)
 
 
 def keep(fleet: Fleet, journal: Journal) -> None:

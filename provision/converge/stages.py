@@ -18,6 +18,7 @@ STAGES = (
     "cuda",
     "rdma",
     "serving_env",
+    "fabric",
     "weights",
     "ray",
     "vllm",
@@ -26,13 +27,16 @@ STAGES = (
 )
 
 # A replica's hosts stand together from here on: if one of them failed, the others do not start these.
-REPLICA_STAGES = ("ray", "vllm")
+REPLICA_STAGES = ("fabric", "ray", "vllm")
+
+# What only a whole replica can do: with some of its hosts left out of a run, it waits for one that has all.
+WHOLE_STAGES = ("fabric",)
 
 # What a gateway goes through that does not serve itself.
 GATEWAY_STAGES = ("site", "gateway", "drift")
 
 # What may take a replica out of service for a while: replicas that serve go through these one after another.
-DISRUPTIVE = ("driver", "gpu", "rdma", "serving_env", "ray", "vllm")
+DISRUPTIVE = ("driver", "gpu", "rdma", "serving_env", "fabric", "ray", "vllm")
 
 # Where a host can set right what differs by itself: quick, and with nothing that only the controller knows. The other
 # stages fetch gigabytes, or handle secrets that no receipt keeps.
@@ -41,9 +45,9 @@ MENDABLE = ("site", "host", "swap", "driver", "gpu", "rdma", "drift")
 # What stands on a stage, and is looked at again once it has been changed.
 FOLLOWERS = {
     "transfer": ("weights",),
-    "driver": ("gpu", "ray", "vllm"),
-    "rdma": ("ray", "vllm"),
-    "serving_env": ("ray", "vllm"),
+    "driver": ("gpu", "fabric", "ray", "vllm"),
+    "rdma": ("fabric", "ray", "vllm"),
+    "serving_env": ("fabric", "ray", "vllm"),
     "weights": ("vllm",),
     "ray": ("vllm",),
 }

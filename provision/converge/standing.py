@@ -6,11 +6,12 @@ it finds nothing. Whatever is not known counts as not standing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from provision.converge.inputs import CODE, Inputs, inputs_of
-from provision.converge.stages import DISRUPTIVE, FOLLOWERS, MENDABLE, REPLICA_STAGES, stages_of
+from provision.converge.stages import DISRUPTIVE, FOLLOWERS, MENDABLE, REPLICA_STAGES, WHOLE_STAGES, stages_of
 from provision.drift import HostReceipts, StageReceipt, verify
 from provision.drift.receipts import HARMLESS
 from provision.inventory import Fleet, Host, Replica
@@ -146,6 +147,9 @@ def _together(fleet: Fleet, visits: dict[str, dict[str, Visit]], stages: Sequenc
     """The hosts of a replica go through the stages that join them together, or not at all."""
     for replica in fleet.replicas:
         members = [host.name for host in replica.hosts if host.name in visits]
+        if len(members) < len(replica.hosts):
+            for name, stage in itertools.product(members, WHOLE_STAGES):
+                visits[name].pop(stage, None)
         for stage in (stage for stage in REPLICA_STAGES if stage in stages):
             because = next((name for name in members if stage in visits[name]), None)
             for name in members if because else ():

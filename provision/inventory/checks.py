@@ -30,7 +30,8 @@ VERSIONS = (
 )
 ENVIRONMENTS, OF_THE_NETWORK = ("rdma_env", "ray_env", "vllm_env"), ("NCCL_", "GLOO_", "UCX_")
 GATEWAY = ("gateway_drain_timeout", "gateway_port", "vllm_health_port", "vllm_start_timeout")
-DEFAULTS_ASKED = (TENSOR, PIPELINE, DATA, "ray_num_gpus", "serving_env_build", *ENDPOINT, *GATEWAY)
+PORTS = ("fabric_port", "ray_ports", "vllm_ports")
+DEFAULTS_ASKED = (TENSOR, PIPELINE, DATA, "ray_num_gpus", "serving_env_build", *ENDPOINT, *GATEWAY, *PORTS)
 
 
 def check_replicas(fleet: Fleet, raw: RawInventory, index: LineIndex) -> list[Problem]:
@@ -52,7 +53,7 @@ class _Checks:
             yield from self.skewed(replica)
             yield from self.sizes(replica)
             yield from self.addresses(replica)
-            yield from self.ports(replica.head)
+            yield from self.ports(replica)
         for host in self.fleet.serving:
             yield from self.arguments(host)
             for variable in ENVIRONMENTS:
@@ -131,15 +132,38 @@ class _Checks:
                 host, "gateway_address", message, "Add a host to the group gateway, or leave the variable out."
             )
 
-    def ports(self, head: Host) -> Iterator[Problem]:
-        """What listens on the head of a replica, each on its own port."""
-        names = ["vllm_port", "vllm_health_port", *(["gateway_port"] if head in self.fleet.gateways else [])]
-        for number, name in enumerate(names):
-            port = self.number(head, name)
-            other = next((one for one in names[:number] if self.number(head, one) == port), None)
-            if port and other:
-                place = name if name in head.variables else other
-                yield self.at(head, place, f"{head.name}: {other} and {name} are both {port}.", "Give each its own.")
+    def ports(self, replica: Replica) -> Iterator[Problem]:
+        """What listens on the head of a replica, each on ports of its own."""
+        head, seen = replica.head, list[tuple[str, range]]()
+        for name, ports in self.listeners(replica):
+            other = next(((one, its) for one, its in seen if set(its) & set(ports)), None)
+            seen.append((name, ports))
+            if other:
+                first, second = (variable.split(".")[0] for variable in (name, other[0]))
+                said = f"{other[0]} ({_span(other[1])}) and {name} ({_span(ports)}) overlap"
+                if other[1] == ports:
+                    said = f"{other[0]} and {name} are both {ports[0]}"
+                place = first if first in head.variables else second
+                yield self.at(head, place, f"{head.name}: {said}.", "Give each its own.")
+
+    def listeners(self, replica: Replica) -> Iterator[tuple[str, range]]:
+        """The ports that are taken on a replica's head, each by the variable that says so."""
+        head, spans = replica.head, len(replica.hosts) > 1
+        executor = head.variables.get("vllm_executor") or ("ray" if (self.number(head, DATA) or 1) == 1 else "mp")
+        names = ["vllm_port", "vllm_health_port", *(["fabric_port"] if spans else [])]
+        for name in [*names, *(["gateway_port"] if head in self.fleet.gateways else [])]:
+            if port := self.number(head, name):
+                yield name, range(port, port + 1)
+        if not spans:
+            return
+        taken = "ray_ports" if executor == "ray" else "vllm_ports"
+        ports = head.setting(taken)
+        known = {name: port for name, port in ports.items() if isinstance(port, int)} if isinstance(ports, dict) else {}
+        first, last = known.pop("workers_from", None), known.pop("workers_to", None)
+        for name, port in known.items():
+            yield f"{taken}.{name}", range(port, port + 1)
+        if first and last:
+            yield f"{taken}.workers_from to workers_to", range(first, last + 1)
 
     def sizes(self, replica: Replica) -> Iterator[Problem]:
         head = replica.head
@@ -236,3 +260,8 @@ class _Checks:
 
 def _problem(place: Place | None, inventory: Path, message: str, hint: str | None) -> Problem:
     return Problem(message, place.path if place else inventory, place.line if place else None, hint)
+
+
+def _span(ports: range) -> str:
+    """A port, or from which to which."""
+    return str(ports[0]) if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"

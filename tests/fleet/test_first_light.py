@@ -22,6 +22,7 @@ STAGES = [
     "cuda",
     "rdma",
     "serving_env",
+    "fabric",
     "weights",
     "ray",
     "vllm",

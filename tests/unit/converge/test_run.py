@@ -64,7 +64,7 @@ def test_a_run_that_fails_on_one_host(content, inventory, state, tmp_path, monke
     failure = result.hosts["n1"].failure
     assert (failure.stage, failure.task, failure.message) == ("swap", "Break", "No such card.")
     second = result.hosts["n2"]
-    assert (second.held_back, second.because) == (("ray", "vllm"), "n1")
+    assert (second.held_back, second.because) == (("fabric", "ray", "vllm"), "n1")
     assert [path.name for path in sorted(tmp_path.glob("served*"))] == ["served-n3"]
     assert [change.differences[0].after for change in second.changes] == ["x\n"]
 

@@ -108,8 +108,8 @@ def test_changed_code_is_a_reason_of_its_own(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("stage", "followers"),
     [
-        ("driver", {"gpu", "ray", "vllm"}),
-        ("serving_env", {"ray", "vllm"}),
+        ("driver", {"gpu", "fabric", "ray", "vllm"}),
+        ("serving_env", {"fabric", "ray", "vllm"}),
         ("weights", {"vllm"}),
         ("ray", {"vllm"}),
         ("swap", set()),
@@ -126,7 +126,7 @@ def test_a_harmless_repair_takes_no_follower(fleet: Fleet) -> None:
 
 def test_a_repair_that_restarts_does(fleet: Fleet) -> None:
     standing = ask(fleet, told("n3", receipt("driver", findings=(finding("driver", "restart"),))))
-    assert standing.visited("n3") == ("driver", "gpu", "ray", "vllm")
+    assert standing.visited("n3") == ("driver", "gpu", "fabric", "ray", "vllm")
 
 
 def test_a_replica_goes_together_through_ray_and_vllm(fleet: Fleet) -> None:

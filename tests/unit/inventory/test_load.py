@@ -325,6 +325,36 @@ def test_what_one_gateway_cannot_stand_before(make, content, variables, said):
     assert said in only(make({**files, "host_vars/n1.yml": variables})).message
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ("vllm_port: 29511\n", "n1: vllm_port and fabric_port are both 29511."),
+        ("vllm_port: 6379\n", "n1: vllm_port and ray_ports.cluster are both 6379."),
+        (
+            "vllm_port: 12000\n",
+            "n1: vllm_port (12000) and ray_ports.workers_from to workers_to (10002-19999) overlap.",
+        ),
+        ("vllm_port: 29501\nvllm_executor: mp\n", "n1: vllm_port and vllm_ports.master are both 29501."),
+        ("vllm_port: 6379\nvllm_executor: mp\n", ""),
+    ],
+)
+def test_ports_of_a_replica_that_spans_hosts(make, content, variables, said):
+    names = ("vllm_port", "vllm_executor", "vllm_pipeline_parallel_size", "ray_ports", "vllm_ports", "fabric_port")
+    spec = {"argument_specs": {"main": {"options": {name: {"type": "raw"} for name in names}}}}
+    ports = {"ray_ports": {"cluster": 6379, "workers_from": 10002, "workers_to": 19999}}
+    defaults = {**ports, "vllm_ports": {"master": 29501}, "fabric_port": 29511}
+    for part, text in (("meta/argument_specs.yml", spec), ("defaults/main.yml", defaults)):
+        (content / "roles/gateway" / part).parent.mkdir(parents=True)
+        (content / "roles/gateway" / part).write_text(json.dumps(text))
+    hosts = "serving: {children: {r: {hosts: {n1: {ansible_host: 10.0.0.1}, n2: {ansible_host: 10.0.0.2}}}}}\n"
+    serving = f"hardware_profile: 8xh20-96\nweights_repo: org/model\nvllm_pipeline_parallel_size: 2\n{variables}"
+    inventory = make({"hosts.yml": hosts, "group_vars/serving.yml": serving})
+    if said:
+        assert said in only(inventory).message
+    else:
+        assert load_fleet(inventory).replicas
+
+
 def test_gateways_are_part_of_a_run_and_can_be_limited_to(make):
     fleet = load_fleet(
         make({"host_vars/gw.yml": "ansible_host: 10.0.0.9\n", "gw.yml": "gateway: {hosts: {n2: , gw: }}\n"})

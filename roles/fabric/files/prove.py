@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Runs in the serving environment: a process for each GPU of this host joins those of the replica's other hosts.
+
+By the torch, the NCCL and the environment with which vLLM will talk they do an all-reduce, as tensor parallelism does,
+and a ring of sends, as pipeline stages do. What arrives is compared with what must, and timed. Prints one JSON object:
+`error`, or what this host's processes found.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+MIB = 1 << 20
+NEEDS = 2 << 30  # bytes that must be free on a GPU: contexts, NCCL's buffers and ours
+SIZES = {"cuda": (256 * MIB, 20), "cpu": (4 * MIB, 3)}  # bytes of a message, and how often it is timed
+PATH = re.compile(r" via (P2P|SHM|NET/[^/\s]+)(\S*)")
+TOLD_BY = 0.8  # of the time: whoever has waited so long for another says so before it is ended
+PATIENCE_S = 5  # for the others, once one has failed
+
+
+def rank(options):
+    """One process: join, talk, compare, measure. Returns what it found."""
+    import torch  # noqa: PLC0415  the parent has no use for it
+    import torch.distributed as group  # noqa: PLC0415
+
+    backend = "gloo"
+    if options.device == "cuda":
+        backend, local = "nccl", options.rank - options.first
+        torch.cuda.init()  # says why there are no GPUs, if there are none
+        torch.cuda.set_device(local)
+        free, _ = torch.cuda.mem_get_info()
+        if free < NEEDS:
+            raise SystemExit(
+                f"GPU {local} has {free / 2**30:.1f} GiB free, {NEEDS >> 30} are needed: see nvidia-smi for who has it"
+            )
+    group.init_process_group(
+        backend,
+        init_method=f"tcp://{options.master}",
+        world_size=options.world,
+        rank=options.rank,
+        timeout=datetime.timedelta(seconds=options.timeout * TOLD_BY),
+    )
+    size, times = SIZES[options.device]
+    tensor = torch.empty(size // 4, dtype=torch.float32, device=options.device)
+    found = {"all_reduce_gb_per_s": all_reduce(torch, group, tensor, options, times)}
+    found["ring_gb_per_s"] = ring(torch, group, tensor, options, times)
+    group.barrier()
+    group.destroy_process_group()
+    version = ".".join(map(str, torch.cuda.nccl.version())) if backend == "nccl" else ""
+    return {"ranks": options.world, "backend": backend, "version": version, **found}
+
+
+def all_reduce(torch, group, tensor, options, times):
+    """GB/s over the slowest link, as nccl-tests count it (busbw)."""
+    tensor.fill_(options.rank + 1)
+    group.all_reduce(tensor)
+    expect(tensor, options.world * (options.world + 1) // 2, "the sum over all ranks")
+    tensor.zero_()
+    seconds = timed(torch, group, options, times, lambda: group.all_reduce(tensor))
+    return gb_per_s(tensor, seconds) * 2 * (options.world - 1) / options.world
+
+
+def ring(torch, group, tensor, options, times):
+    """GB/s from each rank to the next, all at once."""
+    before, after = (options.rank - 1) % options.world, (options.rank + 1) % options.world
+    tensor.fill_(options.rank)
+    got = torch.empty_like(tensor)
+
+    def once():
+        sends = [group.P2POp(group.isend, tensor, after), group.P2POp(group.irecv, got, before)]
+        for work in group.batch_isend_irecv(sends):
+            work.wait()
+
+    once()
+    expect(got, before, f"what rank {before} sent")
+    return gb_per_s(tensor, timed(torch, group, options, times, once))
+
+
+def expect(tensor, wanted, what):
+    """All of a tensor is one number."""
+    wrong = int((tensor != wanted).sum())
+    if wrong:
+        raise SystemExit(
+            f"{wrong} of {tensor.numel()} numbers are not {what}: what the GPUs send does not arrive as it was sent"
+        )
+
+
+def timed(torch, group, options, times, work):
+    """Seconds that it takes, the middle of several."""
+    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    took = []
+    for _ in range(times):
+        group.barrier()
+        wait()
+        begin = time.perf_counter()
+        work()
+        wait()
+        took.append(time.perf_counter() - begin)
+    return sorted(took)[len(took) // 2]
+
+
+def gb_per_s(tensor, seconds):
+    return tensor.numel() * 4 / seconds / 1e9
+
+
+def paths(text):
+    """How NCCL said that it connects ranks, and how often: `P2P`, `SHM`, `NET/IB/GDRDMA`, `NET/IB`, `NET/Socket`."""
+    found = collections.Counter()
+    for kind, rest in PATH.findall(text):
+        found[kind + ("/GDRDMA" if "/GDRDMA" in rest else "")] += 1
+    return dict(sorted(found.items()))
+
+
+class Child:
+    """The process of one rank, and the files in which it speaks."""
+
+    def __init__(self, folder, number):
+        self.number = number
+        self.said, self.answer, self.nccl = (f"{folder}/{number}.{kind}" for kind in ("err", "out", "nccl"))
+        # NCCL tells its paths to a file of its own; what the host's environment says of its network holds.
+        environment = {**os.environ, "NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": self.nccl}
+        environment.pop("NCCL_DEBUG_SUBSYS", None)
+        with open(self.answer, "wb") as out, open(self.said, "wb") as err:
+            words = [sys.executable, __file__, *sys.argv[1:], "--rank", str(number)]
+            self.process = subprocess.Popen(words, stdout=out, stderr=err, env=environment)
+
+    def last_words(self):
+        with open(self.said, encoding="utf-8", errors="replace") as file:
+            lines = [line.rstrip() for line in file if line.strip()]
+        sys.stderr.write("".join(f"rank {self.number}: {line}\n" for line in lines[-20:]))
+        if self.process.returncode == -signal.SIGKILL:
+            return f"it came to no end in time. {lines[-1] if lines else 'It said nothing'}"
+        return lines[-1] if lines else f"ended with {self.process.returncode}, and said nothing"
+
+    def found(self):
+        with open(self.answer, encoding="utf-8") as file:
+            return json.loads(file.read().splitlines()[-1])  # what libraries print comes before
+
+    def connections(self):
+        with contextlib.suppress(OSError), open(self.nccl, encoding="utf-8", errors="replace") as file:
+            return paths(file.read())
+        return {}
+
+
+def wait(children, deadline):
+    """The first child that failed, or that has not ended in time; None if all are well."""
+    while time.monotonic() < deadline:
+        codes = [child.process.poll() for child in children]
+        for child, code in zip(children, codes, strict=True):
+            if code:
+                deadline = time.monotonic() + PATIENCE_S
+                while time.monotonic() < deadline and any(one.process.poll() is None for one in children):
+                    time.sleep(0.1)
+                return child
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.1)
+    return next((child for child in children if child.process.poll() is None), None)
+
+
+def together(options):
+    """All ranks of this host; the answer that is printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        children = [Child(folder, options.first + number) for number in range(options.here)]
+        try:
+            bad = wait(children, time.monotonic() + options.timeout)
+        finally:
+            for child in children:
+                if child.process.poll() is None:
+                    child.process.kill()
+                    child.process.wait()
+        if bad:
+            return {"error": f"rank {bad.number}: {bad.last_words()}"}
+        counted = sum((collections.Counter(child.connections()) for child in children), collections.Counter())
+        return {**children[0].found(), "paths": dict(sorted(counted.items()))}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--first", type=int, required=True, help="the number of this host's first rank")
+    parser.add_argument("--here", type=int, required=True, help="ranks on this host")
+    parser.add_argument("--world", type=int, required=True, help="ranks on all hosts")
+    parser.add_argument("--master", required=True, help="ADDRESS:PORT of rank 0")
+    parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
+    parser.add_argument("--timeout", type=int, required=True, help="seconds")
+    parser.add_argument("--rank", type=int, help="be this rank")
+    options = parser.parse_args()
+    json.dump(together(options) if options.rank is None else rank(options), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
