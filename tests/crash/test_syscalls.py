@@ -76,8 +76,9 @@ class ModuleOnHost:
 
 @pytest.fixture(scope="session")
 def converged(subject: HostUnderTest, undisturbed: Reference) -> HostUnderTest:
-    """The host after an undisturbed run, with the modules in its memory."""
+    """The host after an undisturbed run, with the modules in its memory; it does not look after itself meanwhile."""
     subject.put_back("converged")
+    subject.sh("systemctl stop provision-drift.timer provision-drift.service")
     module_runs.install(subject.host)
     return subject
 
