@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import shutil
 import time
 from functools import partial
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_driver import query_gpus
 from ansible.module_utils.provision_host import (
     Change,
     HostError,
@@ -169,6 +170,7 @@ diff:
 """
 
 UNIT = "provision-fabric-proof"
+GPUS = "/proc/driver/nvidia/gpus/*/information"
 ENGINES = ("vllm", "ray-head", "ray-worker")
 SLACK_S = 60  # that systemd gives the program beyond its own time
 
@@ -180,11 +182,9 @@ def basis(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def cards() -> list[str]:
-    """The GPUs by their UUIDs; none as long as no driver tells them."""
-    try:
-        return [row["uuid"] for row in query_gpus(["uuid"])]
-    except HostError:
-        return []  # the driver's own stages say what is wrong with it
+    """The GPUs by their UUIDs; none as long as no driver is loaded, which other stages see to."""
+    texts = (read_text(path) or "" for path in sorted(glob.glob(GPUS)))
+    return [uuid for text in texts for uuid in re.findall(r"^GPU UUID:\s*(\S+)", text, re.MULTILINE)]
 
 
 def recorded(path: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ APPLICATION = tuple(
 )
 KNOWN = ("index", *MODES, *LIMITS, *CLOCKS, *SLOWDOWNS)
 FIELDS = (*KNOWN, *APPLICATION)  # what the settings of a GPU are judged by
-TOGETHER = (*FIELDS, "uuid", "compute_cap", "fabric.state", "fabric.status")
+TOGETHER = (*FIELDS, "compute_cap", "fabric.state", "fabric.status")
 
 
 class LibraryMismatchError(HostError):

@@ -67,7 +67,9 @@ gpu-11:311:402 [0] NCCL INFO Using network IB
 @pytest.fixture
 def proof(role_module, monkeypatch, tmp_path):
     module = role_module("fabric", "fabric_proof")
-    monkeypatch.setattr(module, "query_gpus", lambda _fields: [{"uuid": "GPU-1"}, {"uuid": "GPU-2"}])
+    monkeypatch.setattr(module, "GPUS", str(tmp_path / "gpus/*/information"))
+    for number in (1, 2):
+        card(tmp_path, number, f"GPU-{number}")
     monkeypatch.setattr(module, "WORK", str(tmp_path / "run"))
     monkeypatch.setattr(module, "run", lambda *_, **__: Ran(3, "inactive\n", ""))
     monkeypatch.setattr(module, "host_lock", lambda *_: contextlib.nullcontext())
@@ -103,7 +105,13 @@ def prove(proof, params, tmp_path, found=FOUND):
     return proof.end(params)
 
 
-def test_what_is_proved_is_not_proved_again_until_something_is_another(proof, params, tmp_path, monkeypatch):
+def card(folder, number, uuid):
+    place = folder / f"gpus/0000:{number}9:00.0"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "information").write_text(f"Model: \t\t NVIDIA H20\nGPU UUID: \t {uuid}\nBus Type: \t PCIe\n")
+
+
+def test_what_is_proved_is_not_proved_again_until_something_is_another(proof, params, tmp_path):
     sentence = ["Had the 16 GPUs of gpu-11 and gpu-12 prove that they reach one another."]
     assert told(proof, params) == sentence
     assert proof.end(params) == {}  # nothing was begun
@@ -113,8 +121,8 @@ def test_what_is_proved_is_not_proved_again_until_something_is_another(proof, pa
     for name, other in (("hosts", ["gpu-11", "gpu-13"]), ("based_on", {"driver": "590"}), ("minimum", 100.0)):
         (change,) = proof.plan({**params, name: other})
         assert change.before == f"{name}: another than was proved\n"
-    monkeypatch.setattr(proof, "query_gpus", lambda _fields: [{"uuid": "GPU-1"}, {"uuid": "GPU-9"}])
-    assert told(proof, params)
+    card(tmp_path, 2, "GPU-9")
+    assert told(proof, params) == sentence
 
 
 def test_one_gpu_has_nothing_to_prove_and_no_record(proof, params, tmp_path):
@@ -123,12 +131,10 @@ def test_one_gpu_has_nothing_to_prove_and_no_record(proof, params, tmp_path):
     assert told(proof, alone) == [f"Removed {params['record']}."]
 
 
-def test_a_driver_that_says_nothing_is_for_others_to_mend(proof, params, monkeypatch):
-    def silent(_fields):
-        raise HostError("Driver/library version mismatch")
-
-    monkeypatch.setattr(proof, "query_gpus", silent)
-    assert told(proof, params)
+def test_gpus_are_known_by_their_uuids_and_are_none_without_a_driver(proof, monkeypatch):
+    assert proof.cards() == ["GPU-1", "GPU-2"]
+    monkeypatch.setattr(proof, "GPUS", "/proc/no/such/*")
+    assert proof.cards() == []
 
 
 @pytest.mark.parametrize(
