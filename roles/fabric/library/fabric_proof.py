@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.provision_driver import query_gpus
 from ansible.module_utils.provision_host import (
     Change,
     HostError,
@@ -171,7 +172,9 @@ diff:
 
 UNIT = "provision-fabric-proof"
 GPUS = "/proc/driver/nvidia/gpus/*/information"
-ENGINES = ("vllm", "ray-head", "ray-worker")
+ENGINES = ("ray-head", "ray-worker", "vllm")
+STOPPED = "stopped"  # names of the units that made room
+NEEDS_MIB = 2048  # that must be free on each GPU, as the program says too
 SLACK_S = 60  # that systemd gives the program beyond its own time
 
 
@@ -231,7 +234,7 @@ def together(names: list[str]) -> str:
 
 
 def effect() -> str:
-    """It takes the GPUs' links and memory beside an engine, which must have nothing to do then."""
+    """It shares links and memory with an engine, which must have nothing to do then, and may have to make room."""
     serves = any(os.path.exists(f"/etc/systemd/system/{name}.service") for name in ENGINES)
     return "restart" if serves else "none"
 
@@ -242,6 +245,7 @@ def begin(params: dict[str, Any]) -> None:
     remove_file(params["record"])
     folder = Path(WORK, UNIT)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_room(params["device"], folder / STOPPED)
     numbers = [f"--{name}={params[name]}" for name in ("first", "here", "world", "master", "device", "timeout")]
     properties = [
         *params["properties"],
@@ -253,6 +257,24 @@ def begin(params: dict[str, Any]) -> None:
     ]
     argv = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--uid={params['user']}"]
     run([*argv, *(f"--property={line}" for line in properties), params["python"], params["program"], *numbers])
+
+
+def make_room(device: str, stopped: Path) -> None:
+    """Stop an engine that leaves too little memory on the GPUs, and note what is to be started again."""
+    if device == "cpu" or all(float(row["memory.free"]) >= NEEDS_MIB for row in query_gpus(["memory.free"])):
+        return
+    states = run(["systemctl", "is-active", *ENGINES], check=False).out.split()
+    running = [name for name, state in zip(ENGINES, states) if state in ("active", "activating")]  # noqa: B905  Python 3.9
+    if running:
+        write_file(str(stopped), " ".join(running), 0o600)
+        run(["systemctl", "stop", *running])
+
+
+def give_back_room(stopped: Path) -> None:
+    """Start again what was stopped for the proof, whatever has become of that."""
+    names = (read_text(str(stopped)) or "").split()
+    if names:
+        run(["systemctl", "start", *names], check=False)
 
 
 def end(params: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +289,7 @@ def end(params: dict[str, Any]) -> dict[str, Any]:
         found = json.loads(read_text(f"{folder}/found.json") or "{}")
     except ValueError:
         found = {}
+    give_back_room(folder / STOPPED)
     shutil.rmtree(folder, ignore_errors=True)
     if not found:
         raise UnitError(UNIT, journal(UNIT, min(begun, started)))

@@ -180,6 +180,27 @@ def test_a_program_that_said_nothing_is_quoted_from_the_journal(proof, params, t
         prove(proof, params, tmp_path, {})
 
 
+@pytest.mark.parametrize(("free", "stops"), [("9000", False), ("512", True)])
+def test_an_engine_that_leaves_no_memory_makes_room_and_comes_back(proof, params, tmp_path, monkeypatch, free, stops):
+    ran = []
+
+    def run(argv, **_):
+        ran.append([str(word) for word in argv])
+        states = {"is-active": "inactive\ninactive\nactive\n" if "vllm" in argv else "inactive\n"}
+        return Ran(0, states.get(argv[1], ""), "")
+
+    monkeypatch.setattr(proof, "run", run)
+    monkeypatch.setattr(proof, "wait_for", lambda _unit: None)
+    monkeypatch.setattr(proof, "query_gpus", lambda _fields: [{"memory.free": "9000"}, {"memory.free": free}])
+    more = {"python": "python", "program": "prove", "user": "vllm", "environment_file": "/e", "properties": ["A=b"]}
+    proof.begin({**params, **more})
+    assert "--property=A=b" in ran[-1]
+    (tmp_path / "run" / proof.UNIT / "found.json").write_text(json.dumps({"error": "rank 0: no"}))
+    with pytest.raises(HostError):
+        proof.end(params)
+    assert (["systemctl", "stop", "vllm"] in ran) == (["systemctl", "start", "vllm"] in ran) == stops
+
+
 def test_the_paths_that_nccl_tells():
     assert imported(PROGRAM, "roles_fabric_prove").paths(NCCL) == {
         "NET/IB/GDRDMA": 1,
