@@ -17,8 +17,9 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from peers.site import CHECKOUT, SERVING, Site
 
 METRICS = 8405
 STATE = re.compile(r'haproxy_server_status\{proxy="replicas",server="(\w+)",state="(\w+)"\} 1')
+SESSIONS = re.compile(r'haproxy_server_current_sessions\{proxy="replicas",server="(\w+)"\} (\d+)')
 LOOK_S = 0.1  # between two looks at the gateways, and between two questions whether the shared address answers
 PART_S = 1800  # that a part may take
 FIRST_S = 3600  # and the first bootstrap
+BEFORE_S = 2  # in which what fails together was in flight together
 BACK_S = 600  # until a replica that was killed is back by itself
 
 
@@ -47,6 +50,7 @@ class Watch:
     def __init__(self, gateways: list[str], shared: str) -> None:
         self._gateways, self._shared, self._ended = gateways, shared, threading.Event()
         self.rotations: list[tuple[float, frozenset[str]]] = []
+        self.flights: list[tuple[float, Counter[str]]] = []  # requests in flight, by replica
         self.answers: list[float] = [time.time()]  # moments at which the shared address answered
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._rotate, self._ask)]
 
@@ -73,6 +77,10 @@ class Watch:
             time.sleep(LOOK_S)
         raise OverError(f"{what}: not within {seconds:.0f} s; in rotation now: {sorted(self.rotations[-1][1])}")
 
+    def in_flight(self, replica: str, at: float) -> int:
+        """The most requests that a replica had at a time, shortly before a moment."""
+        return max((found[replica] for when, found in list(self.flights) if at - BEFORE_S <= when <= at), default=0)
+
     def silence(self, since: float) -> float:
         """The longest time without an answer of the shared address after a moment."""
         moments = [at for at in list(self.answers) if at >= since - 1]
@@ -80,14 +88,17 @@ class Watch:
 
     def _rotate(self) -> None:
         while not self._ended.wait(LOOK_S):
+            texts = []
             for address in self._gateways:
-                try:
-                    text = direct(f"http://{address}:{METRICS}/metrics", 1)
-                except OSError:
-                    continue
-                names = frozenset(name for name, state in STATE.findall(text) if state == "UP")
+                with suppress(OSError):
+                    texts.append(direct(f"http://{address}:{METRICS}/metrics", 1))
+            if texts:
+                names = frozenset(name for name, state in STATE.findall(texts[0]) if state == "UP")
                 self.rotations.append((time.time(), names))
-                break
+            found = Counter[str]()
+            for name, number in (each for text in texts for each in SESSIONS.findall(text)):
+                found[name] += int(number)
+            self.flights.append((time.time(), found))
 
     def _ask(self) -> None:
         while not self._ended.wait(LOOK_S):
@@ -196,12 +207,12 @@ class Benchmark:
         host = self.site.names[0]
         replica = f"r{host[5:]}"
         with self.load() as (clients, watch):
-            flying = self._in_flight(replica)
             begun = time.time()
             how(host)
             out = watch.wait(f"{replica} out of rotation", lambda names: replica not in names, begun, 60) - begun
             back = watch.wait(f"{replica} back", lambda names: replica in names, begun + out, BACK_S) - begun
         failed = clients.failed()
+        flying = watch.in_flight(replica, min((one.ended for one in failed), default=begun + out))
         say(
             f"{name} of a replica killed: {len(failed)} failed, {flying} in flight just before; out of rotation after "
             f"{out:.1f} s, back after {back:.0f} s"
@@ -226,15 +237,6 @@ class Benchmark:
         say(f"gateway killed: the address was silent for {silence:.1f} s; {len(clients.failed())} requests failed")
         self._tell(clients)
         self.found |= {"gateway_takeover_s": round(silence, 2), "failed_gateway_kill": len(clients.failed())}
-
-    def _in_flight(self, replica: str) -> int:
-        """Requests that the gateways have on a replica, at the most in some looks: they come and go."""
-        pattern = re.compile(rf'haproxy_server_current_sessions\{{proxy="replicas",server="{replica}"\}} (\d+)')
-        seen = []
-        for _ in range(10):
-            texts = [direct(f"http://{address}:{METRICS}/metrics", 2) for address in self.gateways]
-            seen.append(sum(int(found[1]) for text in texts if (found := pattern.search(text))))
-        return max(seen)
 
     def _kill_process(self, host: str) -> None:
         self.site.sh(host, "systemctl kill --signal=KILL vllm.service")
