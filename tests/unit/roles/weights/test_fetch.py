@@ -34,7 +34,9 @@ def test_where_all_is_in_place_nothing_is_left_beside_it(chain):
 def test_the_uplink_is_used_once(chain, bad_hub):
     hosts = chain(4)
     bad_hub.rate = 2e6
-    hosts.start()
+    for node in hosts.nodes:  # one that starts before its neighbour does would rightly read from a farther one first
+        node.start()
+        hosts.wait_for(lambda node=node: node.state().get("bytes"))
     hosts.finish()
     assert bad_hub.total == hosts.sizes()
     for number in (1, 2, 3):
