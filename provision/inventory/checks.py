@@ -150,7 +150,7 @@ class _Checks:
         """The ports that are taken on a replica's head, each by the variable that says so."""
         head, spans = replica.head, len(replica.hosts) > 1
         executor = head.variables.get("vllm_executor") or ("ray" if (self.number(head, DATA) or 1) == 1 else "mp")
-        names = ["vllm_port", "vllm_health_port", *(["fabric_port"] if spans else [])]
+        names = ["vllm_port", "vllm_health_port", "fabric_port"]
         for name in [*names, *(["gateway_port"] if head in self.fleet.gateways else [])]:
             if port := self.number(head, name):
                 yield name, range(port, port + 1)

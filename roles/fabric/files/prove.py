@@ -13,16 +13,18 @@ import datetime
 import json
 import os
 import re
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 MIB = 1 << 20
 NEEDS = 2 << 30  # bytes that must be free on a GPU: contexts, NCCL's buffers and ours
 SIZES = {"cuda": (256 * MIB, 20), "cpu": (4 * MIB, 3)}  # bytes of a message, and how often it is timed
-PATH = re.compile(r" via (P2P|SHM|NET/[^/\s]+)(\S*)")
+PATH = re.compile(r"(\[send\])? via (P2P|SHM|NET/[^/\s]+)(\S*)")
+NOISE = re.compile(r"frame #|\[rank\d+\]:\[W|\s")  # of torch, behind what counts
 TOLD_BY = 0.8  # of the time: whoever has waited so long for another says so before it is ended
 PATIENCE_S = 5  # for the others, once one has failed
 
@@ -42,13 +44,9 @@ def rank(options):
             raise SystemExit(
                 f"GPU {local} has {free / 2**30:.1f} GiB free, {NEEDS >> 30} are needed: see nvidia-smi for who has it"
             )
-    group.init_process_group(
-        backend,
-        init_method=f"tcp://{options.master}",
-        world_size=options.world,
-        rank=options.rank,
-        timeout=datetime.timedelta(seconds=options.timeout * TOLD_BY),
-    )
+    patience = datetime.timedelta(seconds=options.timeout * TOLD_BY)
+    store = meeting(group, options, patience)
+    group.init_process_group(backend, store=store, world_size=options.world, rank=options.rank, timeout=patience)
     size, times = SIZES[options.device]
     tensor = torch.empty(size // 4, dtype=torch.float32, device=options.device)
     found = {"all_reduce_gb_per_s": all_reduce(torch, group, tensor, options, times)}
@@ -57,6 +55,18 @@ def rank(options):
     group.destroy_process_group()
     version = ".".join(map(str, torch.cuda.nccl.version())) if backend == "nccl" else ""
     return {"ranks": options.world, "backend": backend, "version": version, **found}
+
+
+def meeting(group, options, patience):
+    """Where ranks find one another. torch by itself would listen on every address of the host."""
+    address, _, port = options.master.rpartition(":")
+    address, more = address.strip("[]"), {}
+    if options.rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        more = {"master_listen_fd": socket.create_server((address, int(port)), family=family, backlog=1024).detach()}
+    return group.TCPStore(
+        address, int(port), options.world, options.rank == 0, timeout=patience, use_libuv=False, **more
+    )
 
 
 def all_reduce(torch, group, tensor, options, times):
@@ -113,10 +123,14 @@ def gb_per_s(tensor, seconds):
 
 
 def paths(text):
-    """How NCCL said that it connects ranks, and how often: `P2P`, `SHM`, `NET/IB/GDRDMA`, `NET/IB`, `NET/Socket`."""
+    """How NCCL said that it connects ranks, and how often: `P2P`, `SHM`, `NET/IB/GDRDMA`, `NET/IB`, `NET/Socket`.
+
+    Between hosts who receives counts: with GPUs that no NVLink joins, NCCL sends by way of the host's memory by intent.
+    """
     found = collections.Counter()
-    for kind, rest in PATH.findall(text):
-        found[kind + ("/GDRDMA" if "/GDRDMA" in rest else "")] += 1
+    for sends, kind, rest in PATH.findall(text):
+        if not sends or "/Socket" in kind:
+            found[kind + ("/GDRDMA" if "/GDRDMA" in rest else "")] += 1
     return dict(sorted(found.items()))
 
 
@@ -124,7 +138,7 @@ class Child:
     """The process of one rank, and the files in which it speaks."""
 
     def __init__(self, folder, number):
-        self.number = number
+        self.number, self.hung = number, False
         self.said, self.answer, self.nccl = (f"{folder}/{number}.{kind}" for kind in ("err", "out", "nccl"))
         # NCCL tells its paths to a file of its own; what the host's environment says of its network holds.
         environment = {**os.environ, "NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": self.nccl}
@@ -133,13 +147,25 @@ class Child:
             words = [sys.executable, __file__, *sys.argv[1:], "--rank", str(number)]
             self.process = subprocess.Popen(words, stdout=out, stderr=err, env=environment)
 
+    def kill(self):
+        """End what has not ended in time."""
+        if self.process.poll() is None:
+            self.hung = True
+            self.process.kill()
+            self.process.wait()
+
     def last_words(self):
         with open(self.said, encoding="utf-8", errors="replace") as file:
             lines = [line.rstrip() for line in file if line.strip()]
         sys.stderr.write("".join(f"rank {self.number}: {line}\n" for line in lines[-20:]))
-        if self.process.returncode == -signal.SIGKILL:
-            return f"it came to no end in time. {lines[-1] if lines else 'It said nothing'}"
-        return lines[-1] if lines else f"ended with {self.process.returncode}, and said nothing"
+        told = [line for line in lines if not NOISE.match(line)]
+        last = told[-1] if told else "It said nothing"
+        if self.hung:
+            return f"it came to no end in time. {last}"
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+            return self.found()["error"]
+        code = self.process.returncode
+        return f"{last} (killed by signal {-code})" if code < 0 else f"{last} (ended with {code})"
 
     def found(self):
         with open(self.answer, encoding="utf-8") as file:
@@ -175,13 +201,25 @@ def together(options):
             bad = wait(children, time.monotonic() + options.timeout)
         finally:
             for child in children:
-                if child.process.poll() is None:
-                    child.process.kill()
-                    child.process.wait()
+                child.kill()
         if bad:
             return {"error": f"rank {bad.number}: {bad.last_words()}"}
         counted = sum((collections.Counter(child.connections()) for child in children), collections.Counter())
         return {**children[0].found(), "paths": dict(sorted(counted.items()))}
+
+
+def answer(options):
+    """What one process prints, and its exit status. Whatever ended it comes first: torch says more while it ends."""
+    try:
+        told, code = rank(options), 0
+    except BaseException as error:  # noqa: BLE001  what it was is said by the host's answer
+        traceback.print_exc()
+        named = str(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        lines = (line.strip() for line in named.splitlines() if not line.startswith("frame #"))
+        told, code = {"error": " ".join(filter(None, lines))}, 1
+    print(f"\n{json.dumps(told)}", flush=True)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main():
@@ -194,7 +232,9 @@ def main():
     parser.add_argument("--timeout", type=int, required=True, help="seconds")
     parser.add_argument("--rank", type=int, help="be this rank")
     options = parser.parse_args()
-    json.dump(together(options) if options.rank is None else rank(options), sys.stdout)
+    if options.rank is not None:
+        answer(options)
+    json.dump(together(options), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_driver import query_gpus
+from ansible.module_utils.provision_driver import loaded_module, query_gpus
 from ansible.module_utils.provision_host import (
     Change,
     HostError,
@@ -26,7 +26,7 @@ from ansible.module_utils.provision_host import (
     run,
     write_file,
 )
-from ansible.module_utils.provision_transient import WORK, UnitError, journal, wait_for
+from ansible.module_utils.provision_transient import WORK, UnitError, journal
 
 DOCUMENTATION = r"""
 module: fabric_proof
@@ -35,15 +35,17 @@ description:
   - What vLLM will do when it serves is done before it starts, by the same torch and NCCL, in the same environment and
     confinement. A process for each GPU of the replica joins the others; they reduce and send tensors, and compare what
     arrives.
-  - V(begun) starts this host's part as C(provision-fabric-proof.service) and does not wait, since it ends only when all
-    hosts of the replica have begun. V(ended) waits, judges, and keeps what was found in O(record).
-  - It is proved again when the hosts, their GPUs, the driver, the serving environment, the network's description or
-    what is expected differ from those of the record.
+  - V(cleared) stops what an earlier run left at work, which waits for hosts that may never join it. V(begun), on no
+    host before all are cleared, starts this host's part as C(provision-fabric-proof.service) and does not wait, since
+    it ends only when all hosts of the replica have begun. V(ended) waits, judges, and keeps the finding in O(record).
+  - It is proved again when the hosts, their GPUs, or anything of O(based_on) differ from those of the record, and when
+    what was found then is not what is expected now.
+  - An engine that leaves the GPUs too little memory is stopped by the unit, and started again by it however it ends.
 options:
   state:
-    description: Which half is wanted.
+    description: Which part is wanted.
     type: str
-    choices: [begun, ended]
+    choices: [cleared, begun, ended]
     default: begun
   again:
     description: Prove although the record of this host holds, because that of another host of the replica does not.
@@ -97,7 +99,7 @@ options:
     elements: str
     default: []
   based_on:
-    description: What else the proof depends on, such as versions and hashes.
+    description: What else the proof depends on, such as versions and hashes; C(driver) must be loaded when it begins.
     type: dict
     default: {}
   expect:
@@ -173,14 +175,21 @@ diff:
 UNIT = "provision-fabric-proof"
 GPUS = "/proc/driver/nvidia/gpus/*/information"
 ENGINES = ("ray-head", "ray-worker", "vllm")
-STOPPED = "stopped"  # names of the units that made room
+ROOM = "room"  # names of the units that make room
+SYSTEMCTL = "/usr/bin/systemctl"
+STOP_S = 600  # that an engine may take to stop
 NEEDS_MIB = 2048  # that must be free on each GPU, as the program says too
+WAITED = re.compile(r"time.?out|timed out|in time|join|connect|socket|remote|peer", re.IGNORECASE)
+AFTERWARDS = (
+    "What served was not changed. Behind a gateway the replica stays out of rotation until a proof succeeds; "
+    "provision serve admit takes it back as it is."
+)
 SLACK_S = 60  # that systemd gives the program beyond its own time
 
 
 def basis(params: dict[str, Any]) -> dict[str, Any]:
     """What a proof holds for. Another of any of these has to be proved anew."""
-    names = ("hosts", "here", "world", "device", "expect", "minimum", "based_on")
+    names = ("hosts", "here", "world", "device", "based_on")
     return {**{name: params[name] for name in names}, "cards": cards()}
 
 
@@ -199,12 +208,13 @@ def recorded(path: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def differences(record: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differences(record: dict[str, Any], params: dict[str, Any]) -> list[str]:
     """Why the record does not hold; empty if it does."""
     if not record:
         return ["not proved yet"]
-    proved = record.get("basis") or {}
-    return [f"{name}: another than was proved" for name in wanted if proved.get(name) != wanted[name]]
+    proved, wanted = record.get("basis") or {}, basis(params)
+    others = [f"{name}: another than was proved" for name in wanted if proved.get(name) != wanted[name]]
+    return others or objection(params, record["found"]).splitlines()[:1]
 
 
 def plan(params: dict[str, Any]) -> Iterator[Change]:
@@ -212,8 +222,7 @@ def plan(params: dict[str, Any]) -> Iterator[Change]:
     if params["world"] < 2:
         yield from absent_change(params["record"])
         return
-    wanted = basis(params)
-    why = differences(recorded(params["record"]), wanted)
+    why = differences(recorded(params["record"]), params)
     if params["again"]:
         why = why or ["not proved by another host of the replica"]
     if why:
@@ -239,63 +248,102 @@ def effect() -> str:
     return "restart" if serves else "none"
 
 
+def clear() -> None:
+    """Stop what an earlier run left at work. What made room for it is noted still, since it comes back only now."""
+    run(["systemctl", "stop", UNIT], check=False)
+    remove_file(f"{WORK}/{UNIT}/found.json")
+
+
 def begin(params: dict[str, Any]) -> None:
     """Forget the last proof and start this host's part of another."""
-    wait_for(UNIT)
-    remove_file(params["record"])
+    expect_driver(params)
     folder = Path(WORK, UNIT)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    make_room(params["device"], folder / STOPPED)
+    engines = in_the_way(params, folder / ROOM)
+    remove_file(params["record"])
+    write_file(f"{folder}/found.json", "", 0o600)
     numbers = [f"--{name}={params[name]}" for name in ("first", "here", "world", "master", "device", "timeout")]
     properties = [
         *params["properties"],
+        *room(engines),
         f"EnvironmentFile={params['environment_file']}",
         "Environment=HOME=/tmp",
         "LimitMEMLOCK=infinity",
+        "LimitNOFILE=1048576",
         f"RuntimeMaxSec={params['timeout'] + SLACK_S}",
         f"StandardOutput=truncate:{folder}/found.json",
     ]
-    argv = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--uid={params['user']}"]
+    argv = ["systemd-run", "--quiet", "--collect", "--no-block", f"--unit={UNIT}", f"--uid={params['user']}"]
     run([*argv, *(f"--property={line}" for line in properties), params["python"], params["program"], *numbers])
 
 
-def make_room(device: str, stopped: Path) -> None:
-    """Stop an engine that leaves too little memory on the GPUs, and note what is to be started again."""
-    if device == "cpu" or all(float(row["memory.free"]) >= NEEDS_MIB for row in query_gpus(["memory.free"])):
-        return
+def expect_driver(params: dict[str, Any]) -> None:
+    """A proof by another driver than the wanted one would be kept as a proof of that."""
+    wanted = params["based_on"].get("driver")
+    if params["device"] == "cuda" and wanted and (loaded := loaded_module().version) != wanted:
+        raise HostError(
+            f"Driver {wanted} is wanted and {loaded or 'none'} is loaded: what the GPUs show now proves nothing for it."
+            " Let the stage driver go first: provision bootstrap, without --stage."
+        )
+
+
+def in_the_way(params: dict[str, Any], note: Path) -> list[str]:
+    """The engine's units that run, where they leave the GPUs that take part too little memory; noted beside the proof.
+
+    Those that an earlier proof stopped are in the way again, though they may not have loaded much since.
+    """
+    if params["device"] == "cpu":
+        return []
+    noted = (read_text(str(note)) or "").split()
+    if not noted and all(free >= NEEDS_MIB for free in free_memory()[: params["here"]]):
+        return []
     states = run(["systemctl", "is-active", *ENGINES], check=False).out.split()
     running = [name for name, state in zip(ENGINES, states) if state in ("active", "activating")]  # noqa: B905  Python 3.9
-    if running:
-        write_file(str(stopped), " ".join(running), 0o600)
-        run(["systemctl", "stop", *running])
+    write_file(str(note), " ".join(running), 0o600)
+    return running
 
 
-def give_back_room(stopped: Path) -> None:
-    """Start again what was stopped for the proof, whatever has become of that."""
-    names = (read_text(str(stopped)) or "").split()
-    if names:
-        run(["systemctl", "start", *names], check=False)
+def free_memory() -> list[float]:
+    """MiB that are free on each GPU."""
+    told = [row["memory.free"] for row in query_gpus(["memory.free"])]
+    try:
+        return [float(each) for each in told]
+    except ValueError:
+        raise HostError(f"nvidia-smi tells no free memory of each GPU: {', '.join(told)}.") from None
+
+
+def room(engines: list[str]) -> list[str]:
+    """Properties by which systemd itself stops the engine before the proof and starts it after, whoever dies then."""
+    names = " ".join(engines)
+    stop, start = f"ExecStartPre=+{SYSTEMCTL} stop {names}", f"ExecStopPost=+{SYSTEMCTL} start --no-block {names}"
+    return [stop, start, f"TimeoutStartSec={STOP_S}"] if engines else []
+
+
+def is_at_work() -> bool:
+    """Whether the unit runs, is about to, or gives back what it took."""
+    told = run(["systemctl", "show", UNIT, "--property=ActiveState", "--property=Job", "--value"], check=False).out
+    return bool(set(told.split()) - {"inactive", "failed", "0"})
 
 
 def end(params: dict[str, Any]) -> dict[str, Any]:
     """Wait for what was begun, judge it, keep it; empty if nothing was."""
     folder, started = Path(WORK, UNIT), time.time()
-    if not folder.is_dir():
+    if not (folder / "found.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
         return {}
     begun = folder.stat().st_mtime
-    while run(["systemctl", "is-active", UNIT], check=False).out.strip() in ("active", "activating", "deactivating"):
+    while is_at_work():
         time.sleep(0.2)
     try:
         found = json.loads(read_text(f"{folder}/found.json") or "{}")
     except ValueError:
         found = {}
-    give_back_room(folder / STOPPED)
     shutil.rmtree(folder, ignore_errors=True)
     if not found:
         raise UnitError(UNIT, journal(UNIT, min(begun, started)))
     wrong = objection(params, found)
     if wrong:
-        raise HostError(f"{wrong}\nWhat it said: journalctl -u {UNIT}. Nothing that serves was changed by this.")
+        raise HostError(f"{wrong}\nWhat it said: journalctl -u {UNIT}. {AFTERWARDS}")
     with host_lock(f"module {UNIT}"):
         record = {"basis": basis(params), "found": found, "at": int(time.time())}
         write_file(params["record"], json.dumps(record, indent=1, sort_keys=True) + "\n", 0o644)
@@ -305,23 +353,10 @@ def end(params: dict[str, Any]) -> dict[str, Any]:
 def objection(params: dict[str, Any], found: dict[str, Any]) -> str:
     """What is wrong with what was found; empty if nothing is."""
     if "error" in found:
-        return (
-            f"The GPUs of {together(params['hosts'])} do not reach one another: {found['error']}\nAll hosts of "
-            f"the replica must reach {params['master']} and each other on any port, over the network of fabric.env."
-        )
-    net = [path for path in found["paths"] if path.startswith("NET/")]
+        return failure(params, found["error"])
     speed = found["all_reduce_gb_per_s"]
-    if params["expect"] != "any" and any("/Socket" in path for path in net):
-        return (
-            f"NCCL reaches the other hosts over TCP (NET/Socket, {speed:.1f} GB/s), although this host has RDMA ports. "
-            "Look at: provision preflight, ibstat, /etc/provision/fabric.env. To have it so: fabric_expect: any."
-        )
-    if params["expect"] == "gpudirect" and net and not any("/GDRDMA" in path for path in net):
-        return (
-            f"NCCL reaches the other hosts over {', '.join(net)} ({speed:.1f} GB/s), by way of the host's memory: "
-            "GPUDirect is off. The driver's modules must be open (dma-buf) or nvidia_peermem loaded, and no ACS stand "
-            "between GPU and adapter; provision preflight looks at each. To have it so: fabric_expect: rdma."
-        )
+    if wrong := wrong_way(params, found["paths"], speed):
+        return wrong
     if speed < params["minimum"]:
         ways = ", ".join(found["paths"]) or "paths that NCCL did not tell"
         return (
@@ -331,10 +366,45 @@ def objection(params: dict[str, Any], found: dict[str, Any]) -> str:
     return ""
 
 
+def failure(params: dict[str, Any], error: str) -> str:
+    """Why there is no proof. Only who waited for others is sent to look at the network."""
+    said = f"The proof that the GPUs of {together(params['hosts'])} reach one another failed: {error}"
+    if not WAITED.search(error):
+        return said
+    return (
+        f"{said}\nWhere another host of the replica failed, its own message says why. If none did: all must reach "
+        f"{params['master']} and each other on any port, over the network of fabric.env."
+    )
+
+
+def wrong_way(params: dict[str, Any], paths: dict[str, int], speed: float) -> str:
+    """What is wrong with the way between hosts; empty if nothing is, or nothing is expected."""
+    net = [path for path in paths if path.startswith("NET/")]
+    if params["expect"] == "any" or len(params["hosts"]) == 1:
+        return ""
+    if not net:
+        return (
+            f"NCCL tells no path between hosts ({', '.join(paths) or 'none at all'}), so nobody knows whether it is "
+            "RDMA. To have it so: fabric_expect: any."
+        )
+    if any("/Socket" in path for path in net):
+        return (
+            f"NCCL reaches the other hosts over TCP (NET/Socket, {speed:.1f} GB/s), although this host has RDMA ports. "
+            "Look at: provision preflight, ibstat, /etc/provision/fabric.env. To have it so: fabric_expect: any."
+        )
+    if params["expect"] == "gpudirect" and any("/GDRDMA" not in path for path in net):
+        return (
+            f"NCCL reaches the other hosts over {', '.join(net)} ({speed:.1f} GB/s), by way of the host's memory: "
+            "GPUDirect is off. The driver's modules must be open (dma-buf) or nvidia_peermem loaded, and no ACS stand "
+            "between GPU and adapter; provision preflight looks at each. To have it so: fabric_expect: rdma."
+        )
+    return ""
+
+
 def main() -> None:
     number, text, path = ({"type": kind, "required": True} for kind in ("int", "str", "path"))
     spec = {
-        "state": {"type": "str", "choices": ["begun", "ended"], "default": "begun"},
+        "state": {"type": "str", "choices": ["cleared", "begun", "ended"], "default": "begun"},
         "again": {"type": "bool", "default": False},
         "hosts": {"type": "list", "elements": "str", "required": True},
         "first": number,
@@ -358,7 +428,7 @@ def main() -> None:
     if params["state"] == "begun":
         converge(module, lambda: plan(params), forget=["again"])
     try:
-        found = {} if module.check_mode else end(params)
+        found = {} if module.check_mode else clear() or {} if params["state"] == "cleared" else end(params)
     except HostError as error:
         module.fail_json(msg=str(error), actions=[], effects=[], diff=[])
     module.exit_json(changed=False, actions=[], effects=[], diff=[], **({"found": found} if found else {}))

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from ansible.module_utils.provision_driver import KernelModule
 from ansible.module_utils.provision_host import HostError, Ran
 from programs import ROLES, imported
 
@@ -32,7 +34,11 @@ class P2POp:
     def __init__(self, kind, tensor, peer): self.kind, self.tensor, self.peer = kind, tensor, peer
     def wait(self): pass
 isend, irecv = "send", "recv"
-def init_process_group(backend, world_size, rank, **_):
+def TCPStore(address, port, world_size, is_master, timeout, use_libuv, master_listen_fd=None):
+    if is_master:
+        import socket
+        assert socket.socket(fileno=master_listen_fd).getsockname() == (address, port)
+def init_process_group(backend, store, world_size, rank, timeout):
     global world
     world, folder = world_size, os.environ["MEETING"]
     open(os.path.join(folder, str(rank)), "w").close()
@@ -118,11 +124,18 @@ def test_what_is_proved_is_not_proved_again_until_something_is_another(proof, pa
     assert prove(proof, params, tmp_path) == FOUND
     assert told(proof, params) == []
     assert told(proof, {**params, "again": True}) == sentence
-    for name, other in (("hosts", ["gpu-11", "gpu-13"]), ("based_on", {"driver": "590"}), ("minimum", 100.0)):
+    for name, other in (("hosts", ["gpu-11", "gpu-13"]), ("based_on", {"driver": "590"})):
         (change,) = proof.plan({**params, name: other})
         assert change.before == f"{name}: another than was proved\n"
     card(tmp_path, 2, "GPU-9")
     assert told(proof, params) == sentence
+
+
+def test_another_yardstick_is_held_to_what_was_found(proof, params, tmp_path):
+    prove(proof, {**params, "minimum": 200.0}, tmp_path)
+    assert told(proof, {**params, "minimum": 100.0}) == told(proof, {**params, "expect": "any"}) == []
+    (change,) = proof.plan({**params, "minimum": 400.0})
+    assert "214.6 GB/s" in change.before
 
 
 def test_one_gpu_has_nothing_to_prove_and_no_record(proof, params, tmp_path):
@@ -148,6 +161,9 @@ def test_gpus_are_known_by_their_uuids_and_are_none_without_a_driver(proof, monk
         ({"paths": {"NET/Socket": 4}}, "gpudirect", "over TCP"),
         ({"paths": {"NET/Socket": 4}}, "rdma", "over TCP"),
         ({"paths": {"NET/IB": 4}}, "gpudirect", "GPUDirect is off"),
+        ({"paths": {"NET/IB": 2, "NET/IB/GDRDMA": 14}}, "gpudirect", "GPUDirect is off"),
+        ({"paths": {"P2P": 56}}, "rdma", "no path between hosts"),
+        ({"paths": {}}, "gpudirect", "none at all"),
     ],
 )
 def test_what_is_wrong_is_said_and_not_kept(proof, params, tmp_path, found, expect, said):
@@ -161,8 +177,8 @@ def test_what_is_wrong_is_said_and_not_kept(proof, params, tmp_path, found, expe
     [
         ({"NET/Socket": 4}, "any"),
         ({"NET/IB": 4}, "rdma"),
-        ({"NET/IB": 4, "NET/IB/GDRDMA": 2}, "gpudirect"),
-        ({"P2P": 56}, "gpudirect"),
+        ({"NET/IB/GDRDMA": 4, "P2P": 56}, "gpudirect"),
+        ({"P2P": 56}, "any"),
     ],
 )
 def test_what_was_expected_passes(proof, params, tmp_path, paths, expect):
@@ -180,31 +196,91 @@ def test_a_program_that_said_nothing_is_quoted_from_the_journal(proof, params, t
         prove(proof, params, tmp_path, {})
 
 
+def test_one_host_needs_no_path_to_others(proof, params, tmp_path):
+    alone = {**params, "hosts": ["gpu-11"], "world": 8}
+    assert prove(proof, alone, tmp_path, {**FOUND, "paths": {"P2P": 56}})["paths"] == {"P2P": 56}
+
+
+def test_only_who_waited_is_sent_to_the_network(proof, params):
+    assert "any port" in proof.objection(params, {"error": "rank 0: Timed out waiting for clients."})
+    assert "any port" not in proof.objection(params, {"error": "rank 3: GPU 3 has 0.4 GiB free, 2 are needed"})
+
+
+class Host:
+    """A host whose engine runs, by what the module asks of systemd."""
+
+    def __init__(self, proof, monkeypatch, free="512", loaded="580.95.05"):
+        self.ran, self.states = [], "inactive\ninactive\nactive\n"
+        monkeypatch.setattr(proof, "run", self.run)
+        monkeypatch.setattr(proof, "loaded_module", lambda: KernelModule(loaded, "open"))
+        monkeypatch.setattr(proof, "query_gpus", lambda _: [{"memory.free": each} for each in ("9000", free, "0")])
+
+    def run(self, argv, **_):
+        self.ran.append([str(word) for word in argv])
+        return Ran(0, {"is-active": self.states, "show": "inactive\n\n"}.get(argv[1], ""), "")
+
+    def started(self):
+        (words,) = [words for words in self.ran if words[0] == "systemd-run"]
+        return [word.removeprefix("--property=") for word in words if word.startswith("--property=")]
+
+
+MORE = {
+    "python": "python",
+    "program": "prove",
+    "user": "vllm",
+    "environment_file": "/e",
+    "properties": ["A=b"],
+    "here": 2,
+}
+ROOM = ["ExecStartPre=+/usr/bin/systemctl stop vllm", "ExecStopPost=+/usr/bin/systemctl start --no-block vllm"]
+
+
 @pytest.mark.parametrize(("free", "stops"), [("9000", False), ("512", True)])
-def test_an_engine_that_leaves_no_memory_makes_room_and_comes_back(proof, params, tmp_path, monkeypatch, free, stops):
-    ran = []
+def test_an_engine_that_leaves_no_memory_makes_room_by_the_unit_itself(proof, params, monkeypatch, free, stops):
+    host = Host(proof, monkeypatch, free)
+    proof.begin({**params, **MORE})
+    assert "A=b" in host.started()
+    assert (set(ROOM) <= set(host.started())) == stops
+    assert not any(words[1] in ("stop", "start") for words in host.ran)  # whoever dies now, systemd goes on
 
-    def run(argv, **_):
-        ran.append([str(word) for word in argv])
-        states = {"is-active": "inactive\ninactive\nactive\n" if "vllm" in argv else "inactive\n"}
-        return Ran(0, states.get(argv[1], ""), "")
 
-    monkeypatch.setattr(proof, "run", run)
-    monkeypatch.setattr(proof, "wait_for", lambda _unit: None)
-    monkeypatch.setattr(proof, "query_gpus", lambda _fields: [{"memory.free": "9000"}, {"memory.free": free}])
-    more = {"python": "python", "program": "prove", "user": "vllm", "environment_file": "/e", "properties": ["A=b"]}
-    proof.begin({**params, **more})
-    assert "--property=A=b" in ran[-1]
-    (tmp_path / "run" / proof.UNIT / "found.json").write_text(json.dumps({"error": "rank 0: no"}))
-    with pytest.raises(HostError):
-        proof.end(params)
-    assert (["systemctl", "stop", "vllm"] in ran) == (["systemctl", "start", "vllm"] in ran) == stops
+def test_after_a_killed_run_the_engine_makes_room_again(proof, params, monkeypatch):
+    Host(proof, monkeypatch)
+    proof.begin({**params, **MORE})
+    again = Host(proof, monkeypatch, free="9000")  # it was started again just now, and has loaded nothing yet
+    proof.clear()
+    assert again.ran == [["systemctl", "stop", proof.UNIT]]
+    proof.begin({**params, **MORE})
+    assert set(ROOM) <= set(again.started())
+
+
+def test_what_an_earlier_run_began_is_not_taken_for_an_answer(proof, params, monkeypatch):
+    Host(proof, monkeypatch)
+    proof.begin({**params, **MORE})
+    proof.clear()
+    assert proof.end(params) == {}
+
+
+@pytest.mark.parametrize("loaded", ["", "570.1"])
+def test_another_driver_than_the_wanted_one_proves_nothing(proof, params, tmp_path, monkeypatch, loaded):
+    prove(proof, params, tmp_path)
+    Host(proof, monkeypatch, loaded=loaded)
+    with pytest.raises(HostError, match=r"Driver 580\.95\.05 is wanted and"):
+        proof.begin({**params, **MORE})
+    assert told(proof, params) == []  # the record stays
+
+
+def test_memory_that_is_not_told_is_said_and_the_record_stays(proof, params, tmp_path, monkeypatch):
+    prove(proof, params, tmp_path)
+    Host(proof, monkeypatch, free="[N/A]")
+    with pytest.raises(HostError, match="no free memory of each GPU"):
+        proof.begin({**params, **MORE})
+    assert told(proof, params) == []
 
 
 def test_the_paths_that_nccl_tells():
     assert imported(PROGRAM, "roles_fabric_prove").paths(NCCL) == {
         "NET/IB/GDRDMA": 1,
-        "NET/IBext_v8/GDRDMA": 1,
         "NET/Socket": 1,
         "P2P": 2,
         "SHM": 1,
@@ -221,10 +297,12 @@ def program(tmp_path, monkeypatch):
     (torch / "distributed.py").write_text(GROUP)
     monkeypatch.setenv("PYTHONPATH", str(torch.parent))
     monkeypatch.setenv("MEETING", str(meeting))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
 
     def start(first, here=1, world=2, timeout=20):
         words = [f"--first={first}", f"--here={here}", f"--world={world}", f"--timeout={timeout}"]
-        argv = [sys.executable, PROGRAM, *words, "--master=127.0.0.1:1", "--device=cpu"]
+        argv = [sys.executable, PROGRAM, *words, f"--master=127.0.0.1:{port}", "--device=cpu"]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -257,3 +335,15 @@ def test_a_rank_that_hangs_is_ended_in_time(program):
     begin = time.monotonic()
     assert "rank 0" in ended(program(0, timeout=1))["error"]
     assert time.monotonic() - begin < 5
+
+
+def test_what_a_rank_raised_is_told_and_not_what_torch_says_as_it_ends(program, monkeypatch, tmp_path):
+    behind = "import atexit, sys\natexit.register(lambda: print('[rank0]:[W1] destroy_process_group() was not called', file=sys.stderr))\n"
+    (tmp_path / "site/torch/distributed.py").write_text(behind + GROUP)
+    monkeypatch.setenv("SUM", "4")
+    assert "numbers are not the sum" in ended([program(0), program(1)][0])["error"]
+
+
+def test_a_rank_that_somebody_killed_is_not_told_as_one_that_hung(program, tmp_path):
+    (tmp_path / "site/torch/distributed.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    assert ended(program(0))["error"] == "rank 0: It said nothing (killed by signal 9)"
