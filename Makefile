@@ -1,5 +1,5 @@
 # Each target does all of its own set-up. Run as root on Debian 12 or later: the simulated fleet boots real systemd hosts.
-.PHONY: help setup demo test lint types unit unit-newest fleet test-fleet crash test-crash clean bench-first-light bench-converge bench-weights bench-serving picture
+.PHONY: help setup demo test lint types unit unit-newest fleet test-fleet crash test-crash clean bench-first-light bench-converge bench-weights bench-serving picture test-vm
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
@@ -37,6 +37,9 @@ crash: setup ## a bounded part of the crash suite: changed stages, CRASH_BUDGET 
 
 test-crash: setup ## the whole crash suite: every point, fault and drift; an hour or two. CRASH_SEED, CRASH_STAGES
 	CRASH_BUDGET=0 $(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
+
+test-vm: setup ## two virtual machines with a kernel of their own: knobs, reboots, RDMA; root and qemu, half an hour
+	$(BIN)/pytest -c tests/vm/pytest.ini -v tests/vm
 
 bench-first-light: setup ## fresh clone to first answer, second run; the last line is JSON
 	$(BIN)/python benchmarks/first_light.py

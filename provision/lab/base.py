@@ -23,7 +23,22 @@ _PACKAGES = (
     "ca-certificates,iproute2,iputils-ping,kmod,netbase,procps"
 )
 _KEEP = 7 * 24 * 3600  # seconds that an unused tree is kept
+_RUN = """\
+[Unit]
+Description=Mount /run as Debian's initramfs does: nothing in it can be executed
+DefaultDependencies=no
+Before=sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/mount -o remount,nosuid,nodev,noexec /run
+
+[Install]
+WantedBy=sysinit.target
+"""
 _FILES = {
+    "etc/systemd/system/run-noexec.service": (_RUN, 0o644),
     "etc/default/locale": ("LANG=C.UTF-8\n", 0o644),
     "etc/sudoers.d/ops": ("ops ALL=(ALL) NOPASSWD: ALL\n", 0o440),
     "etc/ssh/sshd_config.d/login.conf": ("PermitRootLogin no\nPasswordAuthentication no\n", 0o644),
@@ -133,7 +148,7 @@ def _furnish(tree: Path) -> None:
         key.unlink()
     (tree / "etc/machine-id").write_text("", encoding="ascii")
     (tree / "var/log/journal").mkdir(exist_ok=True)  # the journal outlives a reboot
-    _call(["systemctl", f"--root={tree}", "enable", "systemd-networkd.service"])
+    _call(["systemctl", f"--root={tree}", "enable", "systemd-networkd.service", "run-noexec.service"])
     hardware.install(tree)
 
 

@@ -22,8 +22,8 @@ LOCKED = r"(Could not get|Unable to acquire|Unable to lock).*lock"
 
 # What an earlier run left half done is finished first; where packages need what is gone, apt does nothing else before
 # that is back (LOST). With ALONE no package starts its services: which run, and after what, is the business of units.
-# Maintainer scripts ask policy-rc.d; ours is a link into /run, so that one that a power cut leaves behind points
-# nowhere, which means: no policy.
+# Maintainer scripts ask policy-rc.d; ours forbids only while the unit's folder in /run is there, so that one that a
+# power cut leaves behind forbids nothing. It cannot lie in that folder itself: Debian mounts /run without execution.
 INSTALL = r"""
 apt() {
   apt-get --yes --option=Dpkg::Options::=--force-confdef --option=Dpkg::Options::=--force-confold \
@@ -33,12 +33,12 @@ apt() {
   return 1
 }
 policy=/usr/sbin/policy-rc.d
-if [ -n "$ALONE" ] && { [ ! -e $policy ] || [ "$(readlink $policy)" = "$FOLDER/policy-rc.d" ]; }; then
-  printf '#!/bin/sh\nexit 101\n' > "$FOLDER/policy-rc.d"
-  chmod 755 "$FOLDER/policy-rc.d"
-  trap 'rm -f $policy' EXIT
+if [ -n "$ALONE" ] && { [ ! -e $policy ] || grep -q '^# Written by provision' $policy; }; then
+  trap 'rm -f $policy $policy.provision' EXIT
   trap 'exit 143' TERM
-  ln -sfn "$FOLDER/policy-rc.d" $policy
+  printf '#!/bin/sh\n# Written by provision.\n[ ! -d "%s" ] || exit 101\n' "$FOLDER" > $policy.provision
+  chmod 755 $policy.provision
+  mv -T $policy.provision $policy
 fi
 is_sound=yes
 if ls /var/lib/dpkg/updates/[0-9]* >/dev/null 2>&1 || [ -n "$(dpkg --audit)" ]; then
