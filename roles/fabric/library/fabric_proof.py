@@ -355,7 +355,7 @@ def objection(params: dict[str, Any], found: dict[str, Any]) -> str:
     if "error" in found:
         return failure(params, found["error"])
     speed = found["all_reduce_gb_per_s"]
-    if wrong := wrong_way(params, found["paths"], speed):
+    if found["backend"] == "nccl" and (wrong := wrong_way(params, found["paths"], speed)):
         return wrong
     if speed < params["minimum"]:
         ways = ", ".join(found["paths"]) or "paths that NCCL did not tell"

@@ -201,6 +201,11 @@ def test_one_host_needs_no_path_to_others(proof, params, tmp_path):
     assert prove(proof, alone, tmp_path, {**FOUND, "paths": {"P2P": 56}})["paths"] == {"P2P": 56}
 
 
+def test_processes_without_gpus_tell_no_paths(proof, params, tmp_path):
+    found = {**FOUND, "backend": "gloo", "paths": {}}
+    assert prove(proof, {**params, "device": "cpu"}, tmp_path, found) == found
+
+
 def test_only_who_waited_is_sent_to_the_network(proof, params):
     assert "any port" in proof.objection(params, {"error": "rank 0: Timed out waiting for clients."})
     assert "any port" not in proof.objection(params, {"error": "rank 3: GPU 3 has 0.4 GiB free, 2 are needed"})
