@@ -21,7 +21,8 @@ STAGES = ("--stage", "site,host,swap,rdma")
 ROCE = """\
 cat > /etc/systemd/system/soft-roce.service <<END
 [Unit]
-After=systemd-networkd.service
+Wants=sys-subsystem-net-devices-ens3.device
+After=sys-subsystem-net-devices-ens3.device systemd-networkd.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
