@@ -19,14 +19,16 @@ NAMES = ("vm-1", "vm-2")
 STAGES = ("--stage", "site,host,swap,rdma")
 # The port, as hardware would bring it: at each boot, before anything looks for it. perftest is what an operator measures with.
 ROCE = """\
+set -e
+card=$(ip -o route show default | sed 's/.* dev \\([^ ]*\\).*/\\1/')
 cat > /etc/systemd/system/soft-roce.service <<END
 [Unit]
-Wants=sys-subsystem-net-devices-ens3.device
-After=sys-subsystem-net-devices-ens3.device systemd-networkd.service
+Wants=sys-subsystem-net-devices-$card.device
+After=sys-subsystem-net-devices-$card.device systemd-networkd.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'modprobe rdma_rxe && rdma link add rxe0 type rxe netdev ens3'
+ExecStart=/bin/sh -c 'modprobe rdma_rxe && rdma link add rxe0 type rxe netdev $card'
 [Install]
 WantedBy=multi-user.target
 END

@@ -131,9 +131,12 @@ def test_the_network_is_described_as_the_kernel_shows_it(real: Real, first: tupl
         kind = real.sh(host, f"cat {gids}/gid_attrs/types/{index}; cat {gids}/gids/{index}").splitlines()
         assert kind[0] == "RoCE v2"
         assert kind[1].startswith("0000:0000:0000:0000:0000:ffff:")
+        card = real.sh(
+            host, "rdma -json link show | python3 -c 'import json, sys; print(json.load(sys.stdin)[0][\"netdev\"])'"
+        )
         assert found == {
-            "NCCL_SOCKET_IFNAME": "=ens3",
-            "GLOO_SOCKET_IFNAME": "ens3",
+            "NCCL_SOCKET_IFNAME": f"={card}",
+            "GLOO_SOCKET_IFNAME": card,
             "NCCL_NET": "IB",
             "NCCL_IB_HCA": "=rxe0:1",
             "UCX_NET_DEVICES": "rxe0:1",

@@ -68,7 +68,8 @@ def run_unit(unit: str, script: str, environment: Mapping[str, str], user: str =
     proxies = {name: os.environ[name] for name in PROXIES if os.environ.get(name)}
     lines = (f'{name}="{quoted(value)}"\n' for name, value in sorted({**proxies, **environment}.items()))
     write_file(str(folder / "environment"), "".join(lines), 0o600)
-    argv = ["systemd-run", "--quiet", "--wait", "--collect", f"--unit={unit}", f"--uid={user}"]
+    # Without a description systemd-run takes the script, whose lines systemd then cannot read at each reload.
+    argv = ["systemd-run", "--quiet", "--wait", "--collect", f"--unit={unit}", f"--description={unit}", f"--uid={user}"]
     argv += [f"--property=EnvironmentFile={folder}/environment", "--property=Nice=5"]
     argv += ["/bin/sh", "-c", SHELL, unit, script]
     begin = time.time()
@@ -88,7 +89,8 @@ def journal(unit: str, begin: float) -> str:
     deadline = time.monotonic() + JOURNAL_S
     while True:
         run(["journalctl", "--sync"], check=False)
-        told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "60", "-o", "cat"], check=False).out
+        told = run(["journalctl", "-u", unit, f"--since=@{begin - 1:.0f}", "-n", "200", "-o", "cat"], check=False).out
+        told = "".join(line for line in told.splitlines(True) if not line.startswith("/run/systemd/transient/"))
         if LAST.search(told) or time.monotonic() > deadline:
             return LAST.sub("", told).strip()
         time.sleep(0.2)
