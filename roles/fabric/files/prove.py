@@ -209,17 +209,17 @@ def together(options):
 
 
 def answer(options):
-    """What one process prints, and its exit status. Whatever ended it comes first: torch says more while it ends."""
+    """Print what one process found, or what ended it: that first, since torch says more while it ends."""
     try:
-        told, code = rank(options), 0
+        told = rank(options)
     except BaseException as error:  # noqa: BLE001  what it was is said by the host's answer
         traceback.print_exc()
         named = str(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
         lines = (line.strip() for line in named.splitlines() if not line.startswith("frame #"))
-        told, code = {"error": " ".join(filter(None, lines))}, 1
-    print(f"\n{json.dumps(told)}", flush=True)
-    sys.stderr.flush()
-    os._exit(code)
+        print("\n" + json.dumps({"error": " ".join(filter(None, lines))}), flush=True)
+        sys.stderr.flush()
+        os._exit(1)
+    print(f"\n{json.dumps(told)}")  # a library may have left a line open
 
 
 def main():
@@ -232,9 +232,10 @@ def main():
     parser.add_argument("--timeout", type=int, required=True, help="seconds")
     parser.add_argument("--rank", type=int, help="be this rank")
     options = parser.parse_args()
-    if options.rank is not None:
+    if options.rank is None:
+        json.dump(together(options), sys.stdout)
+    else:
         answer(options)
-    json.dump(together(options), sys.stdout)
 
 
 if __name__ == "__main__":
