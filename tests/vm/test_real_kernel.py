@@ -126,7 +126,7 @@ def test_all_is_as_it_was_after_the_reboots(real: Real, first: tuple[Run, Run]) 
 def test_the_network_is_described_as_the_kernel_shows_it(real: Real, first: tuple[Run, Run]) -> None:
     for host in NAMES:
         found = fabric(real, host)
-        index = found.pop("NCCL_IB_GID_INDEX")
+        index = found["NCCL_IB_GID_INDEX"]
         gids = "/sys/class/infiniband/rxe0/ports/1"
         kind = real.sh(host, f"cat {gids}/gid_attrs/types/{index}; cat {gids}/gids/{index}").splitlines()
         assert kind[0] == "RoCE v2"
@@ -137,6 +137,8 @@ def test_the_network_is_described_as_the_kernel_shows_it(real: Real, first: tupl
             "GLOO_SOCKET_IFNAME": card,
             "NCCL_NET": "IB",
             "NCCL_IB_HCA": "=rxe0:1",
+            "NCCL_IB_GID_INDEX": index,
+            "UCX_IB_GID_INDEX": index,
             "UCX_NET_DEVICES": "rxe0:1",
         }
 
