@@ -271,7 +271,7 @@ def begin(params: dict[str, Any]) -> None:
         "LimitMEMLOCK=infinity",
         "LimitNOFILE=1048576",
         f"RuntimeMaxSec={params['timeout'] + SLACK_S}",
-        f"StandardOutput=truncate:{folder}/found.json",
+        f"StandardOutput=append:{folder}/found.json",  # not truncate, which ExecStopPost would do again
     ]
     argv = ["systemd-run", "--quiet", "--collect", "--no-block", f"--unit={UNIT}", f"--uid={params['user']}"]
     run([*argv, *(f"--property={line}" for line in properties), params["python"], params["program"], *numbers])

@@ -247,6 +247,7 @@ def test_an_engine_that_leaves_no_memory_makes_room_by_the_unit_itself(proof, pa
     assert "A=b" in host.started()
     assert (set(ROOM) <= set(host.started())) == stops
     assert not any(words[1] in ("stop", "start") for words in host.ran)  # whoever dies now, systemd goes on
+    assert not any("=truncate:" in line for line in host.started())  # ExecStopPost would empty what was found
 
 
 def test_after_a_killed_run_the_engine_makes_room_again(proof, params, monkeypatch):
