@@ -38,7 +38,8 @@ crash: setup ## a bounded part of the crash suite: changed stages, CRASH_BUDGET 
 test-crash: setup ## the whole crash suite: every point, fault and drift; an hour or two. CRASH_SEED, CRASH_STAGES
 	CRASH_BUDGET=0 $(BIN)/pytest -c tests/crash/pytest.ini -v tests/crash
 
-test-vm: setup ## two virtual machines with a kernel of their own: knobs, reboots, RDMA; root and qemu, half an hour
+test-vm: ## two virtual machines with a kernel of their own: knobs, reboots, RDMA; half an hour
+	@scripts/setup.sh e2fsprogs fdisk qemu-system-x86
 	$(BIN)/pytest -c tests/vm/pytest.ini -v tests/vm
 
 bench-first-light: setup ## fresh clone to first answer, second run; the last line is JSON

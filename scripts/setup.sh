@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Install what this project needs: Debian packages for the simulated fleet, and the command with its Python packages
-# in .venv. Does nothing when all of it stands.
+# Install what this project needs: Debian packages for the simulated fleet and those given as arguments, and the command
+# with its Python packages in .venv. Does nothing when all of it stands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(apt-utils dpkg-dev fuse3 gnupg haproxy iproute2 keepalived libfuse2 mmdebstrap nftables nginx-light
-  openssh-client python3-venv rsync shellcheck sudo systemd-container xz-utils zstd)
+  openssh-client python3-venv rsync shellcheck sudo systemd-container xz-utils zstd "$@")
 
 missing() { dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null |
   awk '$2 == "installed" { print $1 }' | sort | comm -13 - <(printf '%s\n' "${packages[@]}" | sort); }

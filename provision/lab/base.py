@@ -18,12 +18,12 @@ from pathlib import Path
 from provision.lab import cgroup, hardware, machine, process
 from provision.state import cache_dir
 
-_PACKAGES = (
+PACKAGES = (
     "systemd,systemd-sysv,dbus,libpam-systemd,openssh-server,sudo,python3,python3-apt,"
     "ca-certificates,iproute2,iputils-ping,kmod,netbase,procps"
 )
 _KEEP = 7 * 24 * 3600  # seconds that an unused tree is kept
-_RUN = """\
+_RUN_UNIT = """\
 [Unit]
 Description=Mount /run as Debian's initramfs does: nothing in it can be executed
 DefaultDependencies=no
@@ -38,7 +38,6 @@ ExecStart=/bin/mount -o remount,nosuid,nodev,noexec /run
 WantedBy=sysinit.target
 """
 _FILES = {
-    "etc/systemd/system/run-noexec.service": (_RUN, 0o644),
     "etc/default/locale": ("LANG=C.UTF-8\n", 0o644),
     "etc/sudoers.d/ops": ("ops ALL=(ALL) NOPASSWD: ALL\n", 0o440),
     "etc/ssh/sshd_config.d/login.conf": ("PermitRootLogin no\nPasswordAuthentication no\n", 0o644),
@@ -49,7 +48,7 @@ def ensure(report: Callable[[str], None]) -> Path:
     """The base tree, made first if this machine has none such (half a minute, most of it downloads)."""
     with _lock() as cache:
         sources = machine.debian_sources()
-        debian = cache / f"debian-{_digest(_PACKAGES, sources, machine.RELEASE)}"
+        debian = cache / f"debian-{_digest(PACKAGES, sources, machine.RELEASE)}"
         if not debian.is_dir():
             report("Downloading and unpacking a bare Debian server (once for this machine)")
             with _built(debian) as new:
@@ -125,11 +124,16 @@ def _digest(*parts: str) -> str:
 
 
 def _debootstrap(tree: Path, sources: str) -> None:
-    include = f"--include={_PACKAGES}"
+    include = f"--include={PACKAGES}"
     _call(
         ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", include, machine.RELEASE, str(tree), "-"],
         stdin=sources,
     )
+    use_sources(tree, sources)
+
+
+def use_sources(tree: Path, sources: str) -> None:
+    """Have a tree that mmdebstrap made install from these sources, deb822 text, and from no others."""
     for path in [*tree.glob("etc/apt/sources.list*"), tree / "etc/apt/apt.conf.d/99mmdebstrap"]:
         if path.is_file():
             path.unlink()
@@ -139,17 +143,24 @@ def _debootstrap(tree: Path, sources: str) -> None:
 
 
 def _furnish(tree: Path) -> None:
-    """What an installer would have left on the disk, and what the hardware brings."""
-    _call(["chroot", str(tree), "useradd", "--create-home", "--shell=/bin/bash", "--uid=1000", "ops"])
+    """What an installer would have left on the disk, and what the hardware and the kernel bring."""
+    add_login(tree, _call)
+    (tree / "etc/machine-id").write_text("", encoding="ascii")
+    (tree / "var/log/journal").mkdir(exist_ok=True)  # the journal outlives a reboot
+    (tree / "etc/systemd/system/run-noexec.service").write_text(_RUN_UNIT, encoding="ascii")
+    _call(["systemctl", f"--root={tree}", "enable", "run-noexec.service"])
+    hardware.install(tree)
+
+
+def add_login(tree: Path, call: Callable[[list[str]], object]) -> None:
+    """A user with sudo who logs in with a key alone, and a network; `call` runs a program."""
+    call(["chroot", str(tree), "useradd", "--create-home", "--shell=/bin/bash", "--uid=1000", "ops"])
     for name, (text, mode) in _FILES.items():
         (tree / name).write_text(text, encoding="ascii")
         (tree / name).chmod(mode)
     for key in tree.glob("etc/ssh/ssh_host_*"):  # each host gets its own
         key.unlink()
-    (tree / "etc/machine-id").write_text("", encoding="ascii")
-    (tree / "var/log/journal").mkdir(exist_ok=True)  # the journal outlives a reboot
-    _call(["systemctl", f"--root={tree}", "enable", "systemd-networkd.service", "run-noexec.service"])
-    hardware.install(tree)
+    call(["systemctl", f"--root={tree}", "enable", "systemd-networkd.service"])
 
 
 def _sweep(cache: Path) -> None:

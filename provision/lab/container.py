@@ -129,19 +129,25 @@ def furnish(spec: Spec, directory: Path, root: Path) -> None:
     done = directory / "disk" / "furnished"
     if done.exists():
         return
-    _write(root / "etc/hostname", f"{spec.name}\n")
-    _write(root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {spec.name}\n")
-    _write(root / "etc/machine-id", f"{uuid.uuid4().hex}\n", 0o444)
-    _write(root / "etc/resolv.conf", (directory.parent.parent / "resolv.conf").read_text(encoding="utf-8"))
-    _write(root / "etc/systemd/network/10-host0.network", _network(spec))
-    for name, mode in (("ssh_host_ed25519_key", 0o600), ("ssh_host_ed25519_key.pub", 0o644)):
-        _write(root / "etc/ssh" / name, (directory / name).read_text(encoding="ascii"), mode)
+    resolv = (directory.parent.parent / "resolv.conf").read_text(encoding="utf-8")
+    identify(root, spec.name, directory, spec.authorized_key, resolv)
+    write(root / "etc/systemd/network/10-host0.network", _network(spec))
+    done.touch()
+
+
+def identify(root: Path, name: str, directory: Path, authorized_key: str, resolv: str) -> None:
+    """Make a copied tree a host of its own: its name, its name servers, the keys of `directory`, who may log in."""
+    write(root / "etc/hostname", f"{name}\n")
+    write(root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n")
+    write(root / "etc/machine-id", f"{uuid.uuid4().hex}\n", 0o444)
+    write(root / "etc/resolv.conf", resolv)
+    for key, mode in (("ssh_host_ed25519_key", 0o600), ("ssh_host_ed25519_key.pub", 0o644)):
+        write(root / "etc/ssh" / key, (directory / key).read_text(encoding="ascii"), mode)
     keys = root / "home/ops/.ssh/authorized_keys"
-    _write(keys, spec.authorized_key, 0o600)
+    write(keys, authorized_key, 0o600)
     keys.parent.chmod(0o700)
     for path in (keys.parent, keys):
         os.chown(path, OPS_UID, OPS_UID)
-    done.touch()
 
 
 def _network(spec: Spec) -> str:
@@ -153,7 +159,8 @@ def _network(spec: Spec) -> str:
     )
 
 
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file of a host's tree, and the directories above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # a link of the base tree would lead out of the host
     path.write_text(text, encoding="utf-8")

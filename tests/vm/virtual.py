@@ -15,37 +15,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from provision.lab import base as lab_base
 from provision.lab import login, machine, network
+from provision.lab.container import identify, write
 from provision.lab.network import Network
 from provision.lab.process import call
 from provision.state import cache_dir
 
-TOOLS = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "ip": "iproute2",
-    "losetup": "mount",
-    "mke2fs": "e2fsprogs",
-    "mmdebstrap": "mmdebstrap",
-    "nft": "nftables",
-    "sfdisk": "fdisk",
-}
-PACKAGES = (
-    "systemd,systemd-sysv,dbus,libpam-systemd,openssh-server,sudo,python3,python3-apt,"
-    "ca-certificates,iproute2,iputils-ping,kmod,netbase,procps,linux-image-amd64"
-)
 GRUB = "grub-pc-bin grub2-common"  # without grub-pc, which would ask for a disk while there is none
-SIZE, OFFSET = (
-    6 << 30,
-    2 << 20,
-)  # bytes of the disk, and of what lies before its file system: there the boot loader goes
+SIZE = 6 << 30  # bytes of the disk
+OFFSET = 2 << 20  # bytes before its file system, where the boot loader goes
 MEMORY_MIB = 1536
 BOOT_S = 300  # under emulation, beside another one that boots
 FILES = {
     "etc/fstab": "LABEL=root / ext4 errors=remount-ro 0 1\n",
     "etc/default/grub": 'GRUB_TIMEOUT=0\nGRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX="console=ttyS0"\n',
-    "etc/default/locale": "LANG=C.UTF-8\n",
-    "etc/sudoers.d/ops": "ops ALL=(ALL) NOPASSWD: ALL\n",
-    "etc/ssh/sshd_config.d/login.conf": "PermitRootLogin no\nPasswordAuthentication no\n",
 }
 # The first boot, with the kernel from outside: a program instead of systemd, which leaves a disk that boots by itself.
 FIRST_BOOT = """\
@@ -58,20 +42,11 @@ reboot -f
 """
 
 
-def require_tools() -> None:
-    """Fail with what to install. A test that cannot run is not passed."""
-    if os.geteuid() != 0:
-        raise RuntimeError("The virtual machines need root for their disks and their bridge: sudo make test-vm")
-    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
-    if missing:
-        names = " ".join(missing)
-        raise RuntimeError(f"Missing here. Install: apt-get install --yes --no-install-recommends {names}")
-
-
 def base_disk() -> Path:
     """A disk that boots a bare Debian server, made first if this machine has none such (some minutes)."""
     sources = machine.debian_sources()
-    parts = (sources, machine.RELEASE, Path(__file__).read_text(encoding="utf-8"))
+    made_by = (Path(source).read_text(encoding="utf-8") for source in (__file__, lab_base.__file__))
+    parts = (sources, machine.RELEASE, *made_by)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
     cache = cache_dir() / "vm"
     disk = cache / f"disk-{digest}.img"
@@ -87,18 +62,18 @@ def base_disk() -> Path:
 
 def _make_disk(tree: Path, disk: Path, sources: str) -> None:
     install = f'chroot "$1" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {GRUB}'
-    words = ["--quiet", "--mode=root", "--variant=apt", f"--include={PACKAGES}", f"--customize-hook={install}"]
+    words = [
+        "--quiet",
+        "--mode=root",
+        "--variant=apt",
+        f"--include={lab_base.PACKAGES},linux-image-amd64",
+        f"--customize-hook={install}",
+    ]
     call(["mmdebstrap", *words, machine.RELEASE, str(tree), "-"], stdin=sources)
-    for path in tree.glob("etc/apt/sources.list*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (tree / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)
-    write(tree / "etc/apt/sources.list.d/debian.sources", sources)
-    call(["chroot", str(tree), "useradd", "--create-home", "--shell=/bin/bash", "--uid=1000", "ops"])
-    call(["systemctl", f"--root={tree}", "enable", "systemd-networkd.service"])
+    lab_base.use_sources(tree, sources)
+    lab_base.add_login(tree, call)
     for name, text in FILES.items():
-        write(tree / name, text, 0o440 if "sudoers" in name else 0o644)
-    for key in tree.glob("etc/ssh/ssh_host_*"):
-        key.unlink()
+        write(tree / name, text)
     write(tree / "first-boot", FIRST_BOOT, 0o755)
     with disk.open("wb") as file:
         file.truncate(SIZE)
@@ -120,13 +95,6 @@ def _qemu(disk: Path) -> list[str]:
         "-display", "none", "-monitor", "none", "-device", "virtio-rng-pci",
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
     ]  # fmt: skip
-
-
-def write(path: Path, text: str, mode: int = 0o644) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.write_text(text, encoding="utf-8")
-    path.chmod(mode)
 
 
 @dataclass
@@ -155,27 +123,16 @@ class Virtual:
         call(["cp", "--sparse=always", "--reflink=auto", str(base), str(disk)])
         call(["mount", "-o", f"loop,offset={OFFSET}", str(disk), str(root)])
         try:
-            self._write_own(root, key)
+            identify(root, self.name, self.directory, key, machine.name_servers())
+            write(root / "etc/systemd/network/10-wired.network", self._network())
         finally:
             call(["umount", str(root)])
 
-    def _write_own(self, root: Path, key: str) -> None:
-        write(root / "etc/hostname", f"{self.name}\n")
-        write(root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.name}\n")
-        write(root / "etc/machine-id", f"{hashlib.sha256(self.name.encode()).hexdigest()[:32]}\n", 0o444)
-        write(root / "etc/resolv.conf", machine.name_servers())
-        write(
-            root / "etc/systemd/network/10-wired.network",
+    def _network(self) -> str:
+        return (
             f"[Match]\nType=ether\n\n[Link]\nMTUBytes={network.mtu()}\n\n"
-            f"[Network]\nAddress={self.address}/{self.net.subnet.prefixlen}\nGateway={self.net.gateway}\nDHCP=no\n",
+            f"[Network]\nAddress={self.address}/{self.net.subnet.prefixlen}\nGateway={self.net.gateway}\nDHCP=no\n"
         )
-        for name, mode in ((login.HOST_KEY, 0o600), (f"{login.HOST_KEY}.pub", 0o644)):
-            write(root / "etc/ssh" / name, (self.directory / name).read_text(encoding="ascii"), mode)
-        keys = root / "home/ops/.ssh/authorized_keys"
-        write(keys, key, 0o600)
-        keys.parent.chmod(0o700)
-        for path in (keys.parent, keys):
-            os.chown(path, 1000, 1000)
 
     def power_on(self) -> None:
         call(["ip", "tuntap", "add", "dev", self.cable, "mode", "tap"])
@@ -188,8 +145,8 @@ class Virtual:
 
     def power_off(self) -> None:
         if self.process:
-            self.process.terminate()
-            self.process.wait(30)
+            self.process.kill()
+            self.process.wait()
 
 
 class Virtuals:
@@ -208,7 +165,7 @@ class Virtuals:
         for each in self.all.values():
             login.make_host_key(each.directory, each.name)
             each.furnish(base, key)
-        login.trust(self.directory, list(self.all.values()))  # type: ignore[arg-type]
+        login.trust(self.directory, list(self.all.values()))
         for each in self.all.values():
             each.power_on()
         for name in self.all:
@@ -223,23 +180,7 @@ class Virtuals:
 
     def ssh(self, name: str, script: str, code: int | None = 0, root: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a shell script there in a new login."""
-        how = [
-            "ssh",
-            "-F",
-            "none",
-            "-i",
-            str(self.directory / login.KEY),
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "LogLevel=ERROR",
-        ]
-        how += [
-            "-o",
-            "ConnectTimeout=10",
-            *login.ssh_arguments(self.directory),
-            f"{login.USER}@{self.all[name].address}",
-        ]
+        how = login.ssh_command(self.directory, self.all[name], "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
         shell = "sudo bash -s" if root else "bash -s"
         done = subprocess.run([*how, shell], input=script, capture_output=True, text=True, check=False, timeout=600)
         assert code is None or done.returncode == code, f"{name}: {script}\n{done.stdout}\n{done.stderr}"
@@ -250,15 +191,14 @@ class Virtuals:
 
     def down(self) -> None:
         for each in self.all.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                each.power_off()
+            each.power_off()
         network.remove(self.net.fleet)
 
 
 @contextlib.contextmanager
 def virtuals(directory: Path, names: Sequence[str]) -> Iterator[Virtuals]:
     """Machines that are gone afterwards, whatever happened."""
-    require_tools()
+    machine.require_tools()
     made = Virtuals(directory, names)
     try:
         made.up()

@@ -427,8 +427,12 @@ def main() -> None:
     params = module.params
     if params["state"] == "begun":
         converge(module, lambda: plan(params), forget=["again"])
+    found: dict[str, Any] = {}
     try:
-        found = {} if module.check_mode else clear() or {} if params["state"] == "cleared" else end(params)
+        if params["state"] == "ended" and not module.check_mode:
+            found = end(params)
+        elif not module.check_mode:
+            clear()
     except HostError as error:
         module.fail_json(msg=str(error), actions=[], effects=[], diff=[])
     module.exit_json(changed=False, actions=[], effects=[], diff=[], **({"found": found} if found else {}))

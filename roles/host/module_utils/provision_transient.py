@@ -19,7 +19,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 # Runs the script $1 and says last how it ended, on the stream on which all else was said.
 SHELL = '/bin/sh -euc "$1"; code=$?; echo "Ended with $code."; exit $code'
 LAST = re.compile(r"\nEnded with \d+\.$", re.MULTILINE)
-JOURNAL_S = 20  # seconds in which journald must have written what a unit said, on a host that is busy
+JOURNAL_S = 5  # seconds in which journald must have written what a unit said
 CA_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
 
