@@ -150,20 +150,35 @@ def _locked(fleet: str, report: Callable[[str], None]) -> Iterator[Path]:
     directory = _top() / fleet
     shutil.rmtree(directory.with_name(_GONE + fleet), ignore_errors=True)
     while True:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        handle = _open(directory)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 report("Waiting for another `provision lab` on this fleet")
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            # Who held the lock may have taken the directory away.
-            if directory.exists() and os.path.samestat(os.fstat(handle), directory.stat()):
+            if _still_there(directory, handle):
                 yield directory
                 return
         finally:
             os.close(handle)
+
+
+def _open(directory: Path) -> int:
+    """A descriptor of the directory, made if need be; who takes the fleet down may move it away at any moment."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _still_there(directory: Path, handle: int) -> bool:
+    """Whether the open directory is the one of this name: who held its lock may have taken it away."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(directory))
+    except FileNotFoundError:
+        return False
 
 
 def _network(directory: Path) -> Network:

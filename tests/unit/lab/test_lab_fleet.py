@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -72,6 +73,28 @@ def test_who_waited_while_the_fleet_was_taken_down_starts_afresh(state: Path) ->
     other.join(timeout=10)
     assert entered
     assert entered[0] != before
+
+
+def test_a_directory_that_is_moved_away_while_it_is_opened_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "fleet"
+    directory.mkdir()
+    make = os.mkdir
+
+    def moved_after(path: Path, mode: int) -> None:
+        try:
+            make(path, mode)
+        except FileExistsError:
+            directory.rename(tmp_path / "moved")
+            raise
+
+    monkeypatch.setattr(os, "mkdir", moved_after)
+    handle = fleet._open(directory)
+    assert fleet._still_there(directory, handle)
+    directory.rename(tmp_path / "moved again")
+    assert not fleet._still_there(directory, handle)
+    os.close(handle)
 
 
 def test_a_host_keeps_its_hardware(host: LabHost) -> None:
