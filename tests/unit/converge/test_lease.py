@@ -36,7 +36,7 @@ def take(path: Path, mine: Holder = OTHER, limit: int = 60) -> subprocess.Popen[
 
 
 def wait_for(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, "it did not come to be"
         time.sleep(0.02)
@@ -100,7 +100,7 @@ def test_many_hosts_and_holders_are_told_in_few_words(hosts, tmp_path):
 def test_what_a_dead_run_left_is_taken_over(hosts, tmp_path):
     process = take(tmp_path / "h1/lease")
     process.stdin.close()  # its controller is gone
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     with Lease(hosts("h1", "h2"), "run-1") as held:
         assert held.took_over == {"h1": OTHER}
 
@@ -115,12 +115,12 @@ def test_a_run_that_was_killed_just_now_does_not_stand_in_the_way(hosts, tmp_pat
 
 def test_without_beats_a_holder_ends_and_with_them_it_does_not(tmp_path):
     path = tmp_path / "lease"
-    process = take(path, limit=1)
-    for _ in range(15):
+    process = take(path, limit=2)
+    for _ in range(25):
         time.sleep(0.1)
         process.stdin.write("beat\n")
         assert '"beat"' in process.stdout.readline()
-    assert process.wait(5) == -signal.SIGALRM
+    assert process.wait(30) == -signal.SIGALRM
     assert holder(path.read_text()) == OTHER
 
 

@@ -128,7 +128,7 @@ def test_silent_hosts_time_out_together(monkeypatch):
         port = silent.getsockname()[1]
         start = time.monotonic()
         found = reach([host(name=f"n{number}", port=port) for number in range(8)])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 8  # one by one they would take as many seconds
     assert {result.trouble.kind for result in found} == {"no_greeting"}, found[0]
     assert [result.host for result in found] == [f"n{number}" for number in range(8)]
 

@@ -42,7 +42,7 @@ def init_process_group(backend, store, world_size, rank, timeout):
     global world
     world, folder = world_size, os.environ["MEETING"]
     open(os.path.join(folder, str(rank)), "w").close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + float(os.environ.get("PATIENCE", 60))
     while len(os.listdir(folder)) < world:
         if time.monotonic() > end:
             raise TimeoutError("not all came")
@@ -306,7 +306,7 @@ def program(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
-    def start(first, here=1, world=2, timeout=20):
+    def start(first, here=1, world=2, timeout=60):
         words = [f"--first={first}", f"--here={here}", f"--world={world}", f"--timeout={timeout}"]
         argv = [sys.executable, PROGRAM, *words, f"--master=127.0.0.1:{port}", "--device=cpu"]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -315,7 +315,7 @@ def program(tmp_path, monkeypatch):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     return json.loads(out)
 
@@ -333,14 +333,17 @@ def test_numbers_that_arrive_otherwise_are_told(program, monkeypatch):
     assert all("numbers are not the sum over all ranks" in one for one in told)
 
 
-def test_a_host_that_does_not_come_is_told(program):
+def test_a_host_that_does_not_come_is_told(program, monkeypatch):
+    monkeypatch.setenv("PATIENCE", "1")
     assert ended(program(0))["error"] == "rank 0: TimeoutError: not all came"
 
 
 def test_a_rank_that_hangs_is_ended_in_time(program):
     begin = time.monotonic()
-    assert "rank 0" in ended(program(0, timeout=1))["error"]
-    assert time.monotonic() - begin < 5
+    told = ended(program(0, timeout=1))["error"]
+    assert time.monotonic() - begin < 30
+    assert "rank 0" in told
+    assert "not all came" not in told
 
 
 def test_what_a_rank_raised_is_told_and_not_what_torch_says_as_it_ends(program, monkeypatch, tmp_path):

@@ -90,7 +90,7 @@ class Node:
     def log(self) -> str:
         return (self.work / "fetch.log").read_text()
 
-    def end(self, timeout: float = 60) -> int:
+    def end(self, timeout: float = 120) -> int:
         return self.fetcher.wait(timeout)
 
     def kill(self, nginx: bool = False) -> None:
@@ -146,14 +146,14 @@ class Chain:
     def is_whole(self, node: Node) -> bool:
         return hashes(node.partial) == hashes(self.model)
 
-    def finish(self, timeout: float = 60, nodes: list[Node] | None = None) -> None:
+    def finish(self, timeout: float = 120, nodes: list[Node] | None = None) -> None:
         """All end well, and hold the same."""
         for node in nodes or self.nodes:
             assert node.end(timeout) == 0, node.log()
         for node in nodes or self.nodes:
             assert self.is_whole(node), node.log()
 
-    def wait_for(self, condition, timeout: float = 20) -> None:
+    def wait_for(self, condition, timeout: float = 60) -> None:
         until = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < until, "\n".join(node.log() for node in self.nodes)

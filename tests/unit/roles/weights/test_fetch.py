@@ -219,7 +219,7 @@ def test_a_lost_uplink_is_waited_out(chain, bad_hub):
 
 
 def test_an_uplink_that_stays_away_ends_with_what_is_here_kept(chain, bad_hub):
-    one = chain(1, patience=1)
+    one = chain(1, patience=3)
     bad_hub.rate = 1.5e6
     one.start()
     one.wait_for(lambda: one[0].state().get("bytes", 0) > 1e6)
