@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_driver import next_kernel
+from ansible.module_utils.provision_driver import kernels
 from ansible.module_utils.provision_host import Change, converge, run
 
 DOCUMENTATION = r"""
@@ -74,7 +74,7 @@ def newer(files: Sequence[str], disk: Path) -> list[str]:
 
 def plan(files: Sequence[str]) -> Iterator[Change]:
     """One change for each kernel whose disk is older than a file."""
-    for kernel in dict.fromkeys((os.uname().release, next_kernel())):
+    for kernel in kernels():
         disk = BOOT / f"initrd.img-{kernel}"
         late = newer(files, disk) if disk.exists() else []
         if late:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -12,15 +13,28 @@ from typing import Any, Iterable, Iterator
 
 from ansible.module_utils import provision_pci as pci
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.provision_apt import Package, hold_changes, install, installed, lost_dependencies, satisfies
+from ansible.module_utils.provision_apt import (
+    Package,
+    fetch_lists,
+    has_lists,
+    hold_changes,
+    install,
+    installed,
+    lost_dependencies,
+    satisfies,
+    unoffered,
+)
 from ansible.module_utils.provision_driver import (
     KernelModule,
     built_module,
     fetch_key,
+    in_words,
     is_nouveau_busy,
     is_nvidias,
+    kernels,
     loaded_module,
     loaded_version,
+    next_kernel,
     number,
     repository_text,
     told_apart,
@@ -41,7 +55,8 @@ description:
   - A kernel module of another version or flavour that is loaded already can only be replaced by a reboot. Then, unless
     O(reboot_allowed), the module stops before it changes anything, so that a running server keeps a driver whose parts
     fit each other. It never reboots by itself.
-  - If the installation fails while an older driver is loaded, the packages of that one are put back.
+  - If the installation fails while another driver is loaded, the packages of that one are put back. It fails as well if
+    there is then no kernel module for the kernel that the next boot starts, since it is that boot that is to load it.
 options:
   version:
     description: The driver's version, such as V(580.126.20).
@@ -100,7 +115,9 @@ options:
     type: str
     default: ""
   kernel_headers:
-    description: Whether the headers of the running kernel are installed, for which the kernel module is built.
+    description:
+      - Whether the headers are installed of the kernel that runs and of the one that the next boot starts, for which
+        the kernel module is built. Where apt does not offer them, nothing is changed.
     type: bool
     default: true
   reboot_allowed:
@@ -114,6 +131,7 @@ options:
 attributes:
   check_mode:
     support: full
+    details: Which headers apt offers is told from the lists that it has; apply fetches them anew where they lack some.
   diff_mode:
     support: full
 author:
@@ -213,6 +231,11 @@ def unwanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> di
     return {name: why for name, why in sorted(found.items()) if why}
 
 
+def headers_of(kernel: str) -> str:
+    """The package with which modules are built for a kernel."""
+    return f"linux-headers-{kernel}"
+
+
 def wanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> dict[str, str]:
     """What must be installed, and in which version, because it is not."""
     exact = f"{wanted['version']}-*"
@@ -220,7 +243,7 @@ def wanted_packages(wanted: dict[str, Any], present: dict[str, Package]) -> dict
     own, gone = drivers_own(present, wanted["family"]), unwanted_packages(wanted, present)
     names = {**dict.fromkeys(asked, exact), **dict.fromkeys(own.keys() - gone.keys(), exact)}
     if wanted["kernel_headers"]:
-        names[f"linux-headers-{os.uname().release}"] = ""
+        names.update({headers_of(kernel): "" for kernel in kernels()})
     for name in lost_dependencies(names, present):
         if name not in gone:
             names[name] = exact if in_family(name, wanted["family"]) else ""
@@ -265,29 +288,70 @@ def plan_pinning(wanted: dict[str, Any]) -> Iterator[Change]:
 def transact(wanted: dict[str, Any], missing: dict[str, str], gone: Iterable[str]) -> None:
     """One transaction that starts no service: Fabric Manager without the kernel module would only fail.
 
-    If it fails while another driver is loaded, that one's packages are put back, so that what starts next still works.
+    It has succeeded when the kernel that is to load the module has it. What the packages build may leave that one out.
     """
-    before, loaded = installed(), loaded_version()
-    try:
+    before = installed()
+    with or_put_back(wanted, before):
         install(missing, wanted["lock_timeout"], UNIT, OPTIONS, alone=True, without=list(gone))
+        for kernel in unbuilt(wanted):
+            build(wanted, kernel)
+
+
+@contextlib.contextmanager
+def or_put_back(wanted: dict[str, Any], before: dict[str, Package]) -> Iterator[None]:
+    """If this fails while another driver is loaded, put that one's packages back, so that what starts next works."""
+    loaded = loaded_version()
+    try:
+        yield
     except HostError as error:
-        story = f"{error}{headers_hint(str(error))}"
+        story = f"{error}{headers_hint(wanted, str(error))}"
         if loaded not in ("", wanted["version"]):
             story = put_back(wanted, loaded, before, story)
         raise HostError(story) from None
 
 
-def headers_hint(error: str) -> str:
+def told(kernel: str) -> str:
+    """A kernel, and why it needs the module."""
+    return f"Linux {kernel}, which {'runs' if kernel == os.uname().release else 'the next boot starts'}"
+
+
+def without_headers(wanted: dict[str, Any]) -> list[str]:
+    """The kernels whose headers are wanted and not there."""
+    present = installed()
+    return [k for k in kernels() if wanted["kernel_headers"] and not satisfies(present.get(headers_of(k)), "")]
+
+
+def headers_hint(wanted: dict[str, Any], error: str) -> str:
     """What to do about a kernel so old that the repositories no longer have its headers."""
-    if not re.search(
-        r"(Unable to locate package|no installation candidate).*linux-headers|linux-headers.*no inst", error
-    ):
-        return ""
+    pattern = r"(Unable to locate package|no installation candidate).*linux-headers|linux-headers.*no inst"
+    return f"\n{headers_advice(without_headers(wanted))}" if re.search(pattern, error) else ""
+
+
+def headers_advice(lacking: list[str]) -> str:
+    """What it means that the headers of these kernels cannot be had, and what to do."""
+    spare = "reboot the host" if os.uname().release in lacking else f"or remove linux-image-{next_kernel()}"
     return (
-        f"\nThe repositories no longer have the headers of the kernel that runs, {os.uname().release}, for which the "
-        "driver's module would be built. Install the present kernel (linux-image-amd64; on Ubuntu linux-image-generic) "
-        "with its headers, reboot the host, and run again."
+        f"The repositories do not have the headers of {', and of '.join(map(told, lacking))}: the driver's module "
+        "could not be built for it, and the GPUs would be gone there. Install the present kernel with its headers "
+        f"(linux-image-amd64 and linux-headers-amd64; on Ubuntu linux-generic), {spare}, and run again."
     )
+
+
+def refuse_without_headers(wanted: dict[str, Any], check_mode: bool) -> None:
+    """Stop before anything is touched, where the headers of a kernel that needs the module cannot be had.
+
+    Where the lists cannot be fetched, that is not known, and apt says in its transaction what is wrong with them.
+    """
+    lacking = without_headers(wanted)
+    if not lacking or (check_mode and not has_lists()):
+        return
+    names = [headers_of(kernel) for kernel in lacking]
+    lost = unoffered(names)
+    if lost and not check_mode:
+        lost = unoffered(names) if fetch_lists(wanted["lock_timeout"]) else []
+    if lost:
+        advice = headers_advice([kernel for kernel in lacking if headers_of(kernel) in lost])
+        raise HostError(f"Driver {wanted['version']} was not installed, nothing was changed. {advice}")
 
 
 def put_back(wanted: dict[str, Any], loaded: str, before: dict[str, Package], error: str) -> str:
@@ -296,12 +360,14 @@ def put_back(wanted: dict[str, Any], loaded: str, before: dict[str, Package], er
     was = {name: package.version for name, package in own.items() if package.version.startswith(f"{loaded}-")}
     story = f"Driver {wanted['version']} was not installed. {error}\n"
     steps = f"Mend that and run again, or set the driver's version back to {loaded}."
-    if {name: now.get(name) for name in own} == own and not drivers_own(now, wanted["family"]).keys() - own.keys():
+    is_old = bool(was) or not own  # else an earlier run was killed after its transaction
+    new = drivers_own(now, wanted["family"]).keys() - own.keys()
+    if is_old and {name: now.get(name) for name in own} == own and not new:
         return f"{story}No package was changed; driver {loaded} is loaded and goes on working. {steps}"
     # A run that was killed in the middle has forgotten which packages there were: then those that are there now, and
     # the ones that were to be replaced, in the loaded version.
     whole = was or dict.fromkeys(drivers_own(now, wanted["family"]).keys() | set(wanted["packages"]), f"{loaded}-*")
-    strangers = drivers_own(now, wanted["family"]).keys() - whole.keys()
+    strangers = (drivers_own(now, wanted["family"]).keys() - whole.keys()) | headers_brought(before, now)
     try:
         # Not past this version's pin, which is there already: names and versions are all given.
         install(whole, wanted["lock_timeout"], UNIT, OPTIONS, alone=True, without=sorted(strangers))
@@ -314,6 +380,17 @@ def put_back(wanted: dict[str, Any], loaded: str, before: dict[str, Package], er
             f"Do not reboot this host. By hand: apt-get install {' '.join(OPTIONS)} {names}"
         )
     return f"{story}The packages of driver {loaded}, which is loaded, are back, and it goes on working. {steps}"
+
+
+def headers_brought(before: dict[str, Package], now: dict[str, Package]) -> set[str]:
+    """The headers of the next boot's kernel, if the transaction brought them.
+
+    With them the packages that are put back would have to be built for that kernel too, which may be too new for them.
+    The headers of the running kernel they need.
+    """
+    name = headers_of(next_kernel())
+    is_new = bool(before) and name in now and name not in before
+    return {name} if is_new and next_kernel() != os.uname().release else set()
 
 
 def plan_packages(wanted: dict[str, Any]) -> Iterator[Change]:
@@ -337,18 +414,26 @@ def plan_packages(wanted: dict[str, Any]) -> Iterator[Change]:
         yield change
 
 
+def asked(wanted: dict[str, Any]) -> KernelModule:
+    """The kernel module that is wanted."""
+    return KernelModule(wanted["version"], wanted["kernel_modules"])
+
+
 def is_other_loaded(wanted: dict[str, Any]) -> bool:
     """Whether a kernel module of another version or flavour than the wanted one is loaded."""
     loaded = loaded_module()
-    return bool(loaded.version) and loaded != KernelModule(wanted["version"], wanted["kernel_modules"])
+    return bool(loaded.version) and loaded != asked(wanted)
 
 
 def missing_change(wanted: dict[str, Any], missing: dict[str, str], present: dict[str, Package]) -> Iterator[Change]:
     """What is to be installed, as a change."""
     if missing:
-        new, differing = (sorted(name for name in missing if (name in present) is there) for there in (False, True))
+        ours = [name for name, version in missing.items() if version]
+        new, differing = (sorted(name for name in ours if (name in present) is there) for there in (False, True))
+        others = sorted(missing.keys() - set(ours))  # headers, and what the packages need of the system
         parts = [f"Changed {', '.join(differing)} to driver {wanted['version']}."] if differing else []
         parts += [f"Installed {', '.join(new)} of driver {wanted['version']}."] if new else []
+        parts += [f"Installed {', '.join(others)}."] if others else []
         yield Change(
             " ".join(parts),
             lambda: None,
@@ -393,20 +478,51 @@ def load() -> None:
     )
 
 
-def plan_module(wanted: dict[str, Any]) -> Iterator[Change]:
-    """Build the kernel module where the packages could not, and load it where none is loaded."""
-    if loaded_version():
+def unbuilt(wanted: dict[str, Any]) -> list[str]:
+    """The kernels without the wanted module that are to load it: the next boot's, and if none is loaded what runs."""
+    loaded, module = loaded_module(), asked(wanted)
+    if loaded == module or not (loaded.version or shutil.which("dkms")):
+        return []
+    return [kernel for kernel in ([next_kernel()] if loaded.version else kernels()) if built_module(kernel) != module]
+
+
+def build(wanted: dict[str, Any], kernel: str) -> None:
+    """Have DKMS build the kernel module for a kernel, and see that it did."""
+    done = run(["dkms", "autoinstall", "-k", kernel], check=False)
+    built = built_module(kernel)
+    if built != asked(wanted):
+        lines = [line.strip() for line in f"{done.out}\n{done.err}".splitlines() if line.strip()]
+        raise HostError(
+            f"The driver's kernel module for {told(kernel)}, is {in_words(built)}, not {in_words(asked(wanted))}: the "
+            f"GPUs would be gone there. dkms said: {' '.join(lines[-5:])}\n"
+            f"See more on the host at: /var/lib/dkms/nvidia/{wanted['version']}/build/make.log. If this driver cannot "
+            "be built for that kernel, choose another driver, or remove that kernel so that another one starts next."
+        )
+
+
+def plan_builds(wanted: dict[str, Any]) -> Iterator[Change]:
+    """Build the kernel module where the packages did not: they are whole, so no transaction will."""
+    if wanted_packages(wanted, installed()):
         return
-    kernel = os.uname().release
-    if shutil.which("dkms") and not wanted_packages(wanted, installed()) and not built_module(kernel).version:
+    for kernel in unbuilt(wanted):
         yield Change(
             f"Built the kernel module nvidia for Linux {kernel}.",
-            lambda: run(["dkms", "autoinstall", "-k", kernel]),
+            lambda kernel=kernel: build_or_put_back(wanted, kernel),
             f"kernel module nvidia of Linux {kernel}",
-            "absent\n",
-            f"{wanted['version']}\n",
+            f"{in_words(built_module(kernel))}\n",
+            f"{in_words(asked(wanted))}\n",
         )
-    if not is_nouveau_busy():
+
+
+def build_or_put_back(wanted: dict[str, Any], kernel: str) -> None:
+    """Build it; whoever installed the packages was killed then, so that nobody knows which there were before."""
+    with or_put_back(wanted, {}):
+        build(wanted, kernel)
+
+
+def plan_module(wanted: dict[str, Any]) -> Iterator[Change]:
+    """Load the kernel module where none is loaded."""
+    if not loaded_version() and not is_nouveau_busy():
         words = ("kernel module nvidia", "not loaded\n", f"{wanted['version']}\n")
         yield Change("Loaded the kernel module nvidia.", load, *words)
 
@@ -426,9 +542,8 @@ def refuse(wanted: dict[str, Any]) -> None:
             "driver_fabric_manager is false. Set hardware_profile to what this host is."
         )
     if is_other_loaded(wanted) and not wanted["reboot_allowed"]:
-        asked = KernelModule(version, wanted["kernel_modules"])
         raise HostError(
-            f"{told_apart(loaded_module(), asked).capitalize()}: that takes a reboot, which is not allowed. "
+            f"{told_apart(loaded_module(), asked(wanted)).capitalize()}: that takes a reboot, which is not allowed. "
             "Nothing was changed. When this host may reboot: set reboot_allowed: true for it and run provision "
             "bootstrap INVENTORY --limit with its name in the inventory."
         )
@@ -437,9 +552,11 @@ def refuse(wanted: dict[str, Any]) -> None:
 def plan(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
     """Repository, packages, hold, kernel module."""
     refuse(wanted)
+    refuse_without_headers(wanted, check_mode)
     yield from plan_repository(wanted, check_mode)
     yield from plan_pinning(wanted)
     yield from plan_packages(wanted)
+    yield from plan_builds(wanted)
     yield from plan_module(wanted)
 
 

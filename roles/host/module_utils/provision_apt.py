@@ -16,6 +16,7 @@ from ansible.module_utils.provision_host import Change, HostError, run
 from ansible.module_utils.provision_transient import WORK, UnitError, run_unit
 
 LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock")
+LISTS = "/var/lib/apt/lists"
 STATUS, JOURNAL = "/var/lib/dpkg/status", "/var/lib/dpkg/updates"
 FIELDS = ("Package", "Architecture", "db:Status-Abbrev", "Version", "Provides", "Pre-Depends", "Depends")
 LOCKED = r"(Could not get|Unable to acquire|Unable to lock).*lock"
@@ -117,6 +118,26 @@ def lost_dependencies(names: Iterable[str], present: Mapping[str, Package]) -> s
             elif there or not provided.intersection(choices):
                 lost.add((there or choices)[0])
     return lost - set(names)
+
+
+def unoffered(names: Sequence[str]) -> list[str]:
+    """Those of the packages that apt could not install by the lists that it has; its caches are not written."""
+    quietly = ["-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="]
+    told = run(["apt-cache", *quietly, "policy", *names]).out
+    offered = re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (?!\(none\))", told, re.MULTILINE)
+    return [name for name in names if name not in offered]
+
+
+def has_lists() -> bool:
+    """Whether apt has any list to ask."""
+    return any(Path(LISTS).glob("*_Packages*"))
+
+
+def fetch_lists(lock_timeout_s: int) -> bool:
+    """Fetch the lists anew; whether all of them came."""
+    patience = f"--option=DPkg::Lock::Timeout={lock_timeout_s}"
+    command = ["apt-get", "update", patience, "--option=APT::Update::Error-Mode=any"]
+    return run(command, check=False).rc == 0
 
 
 def lock_holder() -> str:

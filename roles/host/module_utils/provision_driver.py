@@ -53,6 +53,11 @@ class KernelModule(NamedTuple):
     flavour: str
 
 
+def in_words(module: KernelModule) -> str:
+    """A kernel module as a message names it."""
+    return f"{module.version} ({module.flavour})" if module.version else "none"
+
+
 def told_apart(loaded: KernelModule, wanted: KernelModule) -> str:
     """In which way another kernel module is loaded than the wanted one."""
     if loaded.version != wanted.version:
@@ -78,9 +83,14 @@ def built_module(kernel: str) -> KernelModule:
 def next_kernel() -> str:
     """The release of the kernel that the next boot starts, as far as links tell; where there are none, the running."""
     for link in ("/vmlinuz", "/boot/vmlinuz"):
-        if os.path.islink(link):
+        if os.path.islink(link) and os.path.exists(link):  # else it is left over from a kernel that is gone
             return os.path.basename(os.path.realpath(link)).partition("-")[2] or os.uname().release
     return os.uname().release
+
+
+def kernels() -> list[str]:
+    """The kernel that runs and, where that is another, the one that the next boot starts."""
+    return list(dict.fromkeys((os.uname().release, next_kernel())))
 
 
 def number(version: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from ansible.module_utils.provision_driver import (
     KernelModule,
     LibraryMismatchError,
     built_module,
+    in_words,
     is_mig_at_once,
     is_nouveau_busy,
     loaded_module,
@@ -103,6 +104,7 @@ pending:
   elements: str
 """
 
+MODULES = "/lib/modules"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 ASKED, ASKED_BY = "/run/reboot-required", "/run/reboot-required.pkgs"
 
@@ -156,15 +158,20 @@ def gpu_reasons(modes: dict[str, Any], check_mode: bool) -> Iterator[str]:
             yield f"{name.upper()} mode of GPU{'s' if len(late) > 1 else ''} {', '.join(late)} waits to become {word}"
 
 
+def is_to_be_built(wanted: dict[str, Any]) -> bool:
+    """Whether an earlier task, which check mode takes for done, would have the next kernel's module built."""
+    has_headers = os.path.exists(f"{MODULES}/{next_kernel()}/build")
+    return loaded_module() != KernelModule(wanted["driver"], wanted["kernel_modules"]) or not has_headers
+
+
 def refuse_without_module(wanted: dict[str, Any]) -> None:
     """Stop before a reboot after which there would be no driver: its module was not built for the kernel to come."""
     kernel, module = next_kernel(), KernelModule(wanted["driver"], wanted["kernel_modules"])
     built = built_module(kernel)
     if built != module:
-        seen = f"{built.version} ({built.flavour})" if built.version else "none"
         raise HostError(
             f"A reboot is needed, but the next one would start Linux {kernel}, for which the driver's kernel module is "
-            f"{seen}, not {module.version} ({module.flavour}): the GPUs would be gone. Not rebooted. Look on the host "
+            f"{in_words(built)}, not {in_words(module)}: the GPUs would be gone. Not rebooted. Look on the host "
             f"at: dkms status; /var/lib/dkms/nvidia/{module.version}/build/make.log. With linux-headers-{kernel} "
             f"installed, dkms autoinstall -k {kernel} builds it; then run again."
         )
@@ -183,7 +190,7 @@ def plan(wanted: dict[str, Any], check_mode: bool, waiting: list[str]) -> Iterat
     elif not wanted["allowed"]:
         waiting += others
     elif needed + others:
-        if wanted["driver"] and not check_mode:
+        if wanted["driver"] and not (check_mode and is_to_be_built(wanted)):
             refuse_without_module(wanted)
         why = "; ".join(needed + others)
         reasons = "".join(f"{reason}\n" for reason in needed + others)

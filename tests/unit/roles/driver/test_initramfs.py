@@ -9,7 +9,7 @@ import pytest
 def disks(role_module, monkeypatch, tmp_path):
     module = role_module("driver", "initramfs")
     monkeypatch.setattr(module, "BOOT", tmp_path)
-    monkeypatch.setattr(module, "next_kernel", lambda: "6.1.0-31-amd64")
+    monkeypatch.setattr(module, "kernels", lambda: ["6.1.0-30-amd64", "6.1.0-31-amd64"])
     module.ran = []
     monkeypatch.setattr(module, "run", module.ran.append)
     (tmp_path / "initrd.img-6.1.0-31-amd64").touch()

@@ -1,7 +1,9 @@
 """The driver: which packages are wrong, when only a reboot helps, whose key signs."""
 
+import os
+
 import pytest
-from ansible.module_utils import provision_driver
+from ansible.module_utils import provision_apt, provision_driver
 from ansible.module_utils.provision_apt import Package
 from ansible.module_utils.provision_host import HostError, Ran
 
@@ -10,6 +12,10 @@ WANTED |= {"kernel_headers": False, "lock_timeout": 1, "url": "https://x/{os}", 
 WANTED |= {"key": "KEY\n", "reboot_allowed": False, "minimum": "580.65.06", "kernel_modules": "open", "pin": "apt"}
 WANTED |= {"fabric": True, "fabric_packages": ["nvidia-fabricmanager"]}
 RIGHT = Package("580.126.20-1", held=True)
+RUNNING, NEXT = os.uname().release, "6.1.0-41-amd64"
+
+
+OPEN, NONE = provision_driver.KernelModule("580.126.20", "open"), provision_driver.KernelModule("", "proprietary")
 
 
 @pytest.fixture
@@ -25,6 +31,11 @@ def driver(role_module, monkeypatch):
     monkeypatch.setattr(module, "installed", lambda: module.state["packages"])
     monkeypatch.setattr(module, "absent_change", lambda path: iter(()))
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    # As on a host whose next boot starts the kernel that runs; `built` holds the others, by kernel.
+    module.state |= {"next": RUNNING, "built": {}}
+    monkeypatch.setattr(module, "next_kernel", lambda: module.state["next"])
+    monkeypatch.setattr(module, "kernels", lambda: list(dict.fromkeys((RUNNING, module.state["next"]))))
+    monkeypatch.setattr(module, "built_module", lambda kernel: module.state["built"].get(kernel, OPEN))
     monkeypatch.setattr(module, "file_change", lambda path, text: iter(()))
     return module
 
@@ -147,6 +158,7 @@ def test_the_other_flavour_goes_in_the_transaction_that_brings_the_wanted_one(dr
     calls = []
     monkeypatch.setattr(driver, "install", lambda missing, *_, alone, without: calls.append((missing, without)))
     monkeypatch.setattr(driver, "run", calls.append)
+    driver.state["built"] = {RUNNING: provision_driver.KernelModule("580.126.20", "proprietary")}
     wanted = {**WANTED, "kernel_modules": "proprietary", "packages": ["cuda-drivers"], "reboot_allowed": True}
     changes = list(driver.plan(wanted, check_mode=False))
     for change in changes:
@@ -203,6 +215,14 @@ def test_an_upgrade_that_broke_in_the_middle_is_undone(failing):
     ]
 
 
+def test_an_upgrade_that_an_earlier_run_had_done_is_undone_too(failing):
+    """Apt fails at once, but the packages are not those of the loaded driver: this is no host that goes on working."""
+    failing.state["packages"] = failing.after = {"nvidia-open": RIGHT, "libcuda1": RIGHT}
+    with pytest.raises(HostError, match=r"The packages of driver 580.95.05, which is loaded, are back"):
+        failing.transact(WANTED, {}, [])
+    assert failing.calls[1] == (dict.fromkeys(BEFORE, "580.95.05-*"), [])
+
+
 def test_an_upgrade_that_cannot_be_undone_says_what_to_do(failing):
     failing.after = {}
     with pytest.raises(HostError, match=r"Do not reboot this host.*apt-get install .* libcuda1=580.95.05-1"):
@@ -221,8 +241,139 @@ def test_headers_that_are_gone_are_explained(driver, monkeypatch, said):
         raise HostError(f"apt-get install failed. It said last: {said}")
 
     monkeypatch.setattr(driver, "install", install)
-    with pytest.raises(HostError, match=r"no longer have the headers of the kernel that runs.*reboot the host"):
-        driver.transact(WANTED, {}, [])
+    with pytest.raises(HostError, match=rf"do not have the headers of Linux {RUNNING}, which runs.*reboot the host"):
+        driver.transact({**WANTED, "kernel_headers": True}, {}, [])
+
+
+HEADERS = {f"linux-headers-{kernel}": Package("6.1.1-1", held=False) for kernel in (RUNNING, NEXT)}
+
+
+@pytest.fixture
+def newer(driver, monkeypatch):
+    """An upgrade from 580.95.05, where the next boot starts another kernel; apt's lists have `offered`, and new ones `fetched`."""
+    driver.state.update(loaded="580.95.05", next=NEXT, packages=BEFORE | HEADERS)
+    driver.offered, driver.fetched, driver.calls = set(HEADERS), set(), []
+    monkeypatch.setattr(driver, "has_lists", lambda: True)
+    monkeypatch.setattr(driver, "unoffered", lambda names: [name for name in names if name not in driver.offered])
+
+    def fetch(_):
+        driver.offered |= driver.fetched
+        return bool(driver.fetched)
+
+    def install(missing, *_, **more):
+        driver.calls.append((missing, more["without"]))
+        version = {name: pattern.replace("*", "1") for name, pattern in missing.items()}
+        packages = {name: package for name, package in driver.state["packages"].items() if name not in more["without"]}
+        driver.state["packages"] = packages | {name: Package(number, True) for name, number in version.items()}
+
+    def run(argv, **_):
+        driver.calls.append(argv)
+        return Ran(10, "Building module:\n", "Error! Bad return status for module build\n")
+
+    monkeypatch.setattr(driver, "fetch_lists", fetch)
+    monkeypatch.setattr(driver, "install", install)
+    monkeypatch.setattr(driver, "run", run)
+    monkeypatch.setattr(provision_apt, "run", run)
+    return driver
+
+
+UPGRADE = {**WANTED, "kernel_headers": True, "reboot_allowed": True, "fabric": False}
+UPGRADE |= {"packages": ["nvidia-open"], "fabric_packages": []}
+
+
+def apply(driver, **changes):
+    done = []
+    for change in driver.plan({**UPGRADE, **changes}, check_mode=False):
+        change.act()
+        done.append(change.action)
+    return done
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_the_headers_of_the_next_kernel_come_in_the_transaction_too(newer, check_mode):
+    newer.state.update(packages=dict(BEFORE), switches=0)
+    if check_mode:
+        done = [change.action for change in newer.plan(UPGRADE, check_mode=True)]
+    else:
+        done = apply(newer)
+        assert newer.calls[0][0].keys() == {*HEADERS, *BEFORE}
+    names = ", ".join(sorted(HEADERS))
+    assert done[0] == f"Changed libcuda1, nvidia-open to driver 580.126.20. Installed {names}."
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_headers_of_the_next_kernel_that_cannot_be_had_stop_everything(newer, check_mode):
+    newer.state.update(packages=dict(BEFORE), switches=0)
+    newer.offered, newer.fetched = {f"linux-headers-{RUNNING}"}, {"linux-headers-of-others"}
+    words = rf"nothing was changed\. .*headers of Linux {NEXT}, which the next boot starts: .*remove linux-image-{NEXT}, and"
+    with pytest.raises(HostError, match=words):
+        list(newer.plan(UPGRADE, check_mode))
+    assert newer.calls == []
+    assert actions(newer, reboot_allowed=True, kernel_headers=False, fabric=False)
+
+
+def test_headers_that_only_new_lists_have_are_no_obstacle(newer):
+    newer.state.update(packages=dict(BEFORE), switches=0)
+    newer.offered, newer.fetched = set(), set(HEADERS)
+    assert apply(newer)
+
+
+def test_what_lists_that_cannot_be_fetched_lack_is_left_to_apt(newer):
+    newer.state.update(packages=dict(BEFORE), switches=0)
+    newer.offered = set()
+    assert apply(newer)
+
+
+@pytest.mark.parametrize("had_headers", [False, True])
+def test_a_driver_without_a_module_for_the_next_kernel_is_undone(newer, had_headers):
+    newer.state.update(packages=BEFORE | (HEADERS if had_headers else {}), switches=0, built={NEXT: NONE})
+    with pytest.raises(HostError, match=r"packages of driver 580.95.05, which is loaded, are back") as raised:
+        apply(newer)
+    assert f"Linux {NEXT}, which the next boot starts, is none, not 580.126.20 (open)" in str(raised.value)
+    assert "dkms said: Building module: Error! Bad return status" in str(raised.value)
+    assert newer.calls[1:] == [
+        ["dkms", "autoinstall", "-k", NEXT],
+        (dict.fromkeys(BEFORE, "580.95.05-1"), [] if had_headers else [f"linux-headers-{NEXT}"]),
+        ["apt-mark", "hold", "libcuda1", "nvidia-open"],
+    ]
+    assert newer.state["packages"].keys() >= {*BEFORE, f"linux-headers-{RUNNING}"}
+
+
+def test_a_run_that_was_killed_after_the_transaction_ends_as_one_that_was_not(newer):
+    """The packages are whole, the next kernel has no module: what was to judge that was killed."""
+    whole = {name: package._replace(version="580.126.20-1") for name, package in BEFORE.items()}
+    newer.state.update(packages=whole | HEADERS, switches=0, built={NEXT: NONE})
+    assert [change.action for change in newer.plan(UPGRADE, check_mode=True)] == [
+        f"Built the kernel module nvidia for Linux {NEXT}."
+    ]
+    with pytest.raises(HostError, match=r"packages of driver 580.95.05, which is loaded, are back"):
+        apply(newer)
+    assert newer.calls[1][0] == dict.fromkeys(BEFORE, "580.95.05-*")
+
+
+def test_a_working_host_is_not_asked_for_a_module_of_the_next_kernel(newer):
+    newer.state.update(loaded="580.126.20", packages={"nvidia-open": RIGHT} | HEADERS, switches=0, built={NEXT: NONE})
+    assert apply(newer) == []
+
+
+def test_headers_are_asked_of_apts_lists(monkeypatch):
+    said = "a:\n  Installed: (none)\n  Candidate: 6.1\nb:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n"
+    monkeypatch.setattr(provision_apt, "run", lambda argv: Ran(0, said, ""))
+    assert provision_apt.unoffered(["a", "b", "c"]) == ["b", "c"]
+
+
+def test_a_link_to_a_kernel_that_is_gone_starts_nothing(monkeypatch):
+    links = {"/vmlinuz": "/boot/vmlinuz-6.1.0-9-amd64", "/boot/vmlinuz": f"/boot/vmlinuz-{NEXT}"}
+    there = set(links)
+    monkeypatch.setattr(provision_driver.os.path, "islink", links.__contains__)
+    monkeypatch.setattr(provision_driver.os.path, "exists", lambda path: path in there)
+    monkeypatch.setattr(provision_driver.os.path, "realpath", links.get)
+    assert provision_driver.next_kernel() == "6.1.0-9-amd64"
+    assert provision_driver.kernels() == [RUNNING, "6.1.0-9-amd64"]
+    there.remove("/vmlinuz")
+    assert provision_driver.next_kernel() == NEXT
+    there.clear()
+    assert provision_driver.kernels() == [RUNNING]
 
 
 def test_what_secure_boot_keeps_out_is_explained(driver, monkeypatch):
@@ -235,7 +386,7 @@ def test_what_secure_boot_keeps_out_is_explained(driver, monkeypatch):
 def test_a_module_that_was_never_built_is_built_before_it_is_loaded(driver, monkeypatch):
     driver.state["loaded"] = ""
     monkeypatch.setattr(driver.shutil, "which", lambda name: f"/usr/sbin/{name}")
-    monkeypatch.setattr(driver, "built_module", lambda kernel: driver.KernelModule("", "open"))
+    driver.state["built"] = {RUNNING: NONE}
     assert [sentence.split(" for Linux")[0] for sentence in actions(driver)] == [
         "Built the kernel module nvidia",
         "Loaded the kernel module nvidia.",

@@ -27,6 +27,7 @@ def reboot(role_module, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "built_module", lambda kernel: module.built)
     monkeypatch.setattr(module, "next_kernel", lambda: "6.1.0-31-amd64")
     monkeypatch.setattr(module, "is_nouveau_busy", lambda: module.loaded.version == "" and "nouveau" in module.files)
+    monkeypatch.setattr(module, "MODULES", str(tmp_path))
     monkeypatch.setattr(module, "query_gpus", lambda fields: module.rows)
     monkeypatch.setattr(module, "read_text", module.files.get)
     monkeypatch.setattr(module, "ASKED", str(tmp_path / "reboot-required"))
@@ -127,6 +128,17 @@ def test_no_reboot_into_a_kernel_without_the_driver(reboot, built, seen):
     ):
         told(reboot)
     assert told(reboot, check_mode=True) == [f"Rebooted: {OLD}."]
+
+
+def test_no_reboot_is_foretold_into_a_kernel_for_which_nobody_would_build_the_driver(reboot, tmp_path):
+    """The right driver is loaded and the next kernel's headers are there: no earlier task has anything to do."""
+    (tmp_path / "reboot-required").touch()
+    reboot.built = KernelModule("", "proprietary")
+    assert told(reboot, check_mode=True) == [f"Rebooted: packages asked for it ({tmp_path}/reboot-required)."]
+    (tmp_path / "6.1.0-31-amd64/build").mkdir(parents=True)
+    for check_mode in (False, True):
+        with pytest.raises(HostError, match="Not rebooted"):
+            told(reboot, check_mode)
 
 
 def test_a_reboot_is_verified(reboot):
