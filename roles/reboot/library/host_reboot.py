@@ -35,9 +35,15 @@ description:
     told as RV(pending).
 options:
   driver:
-    description: The wanted version of the driver; empty to leave the driver out.
+    description:
+      - The wanted version of the driver; empty to leave the driver out. No reboot is made into a kernel that has no
+        module of it.
     type: str
     default: ""
+  driver_counts:
+    description: Whether another driver that is loaded is a reason, too.
+    type: bool
+    default: true
   kernel_modules:
     description: The wanted flavour of its kernel modules.
     type: str
@@ -116,7 +122,7 @@ def boot_id() -> str:
 
 def driver_reasons(wanted: dict[str, Any]) -> Iterator[str]:
     """What of the driver only a reboot brings to run."""
-    if wanted["driver"]:
+    if wanted["driver"] and wanted["driver_counts"]:
         loaded, module = loaded_module(), KernelModule(wanted["driver"], wanted["kernel_modules"])
         if loaded.version and loaded != module:
             yield told_apart(loaded, module)
@@ -211,6 +217,7 @@ def verify(before: str, reasons: list[str]) -> None:
 def main() -> None:
     spec = {
         "driver": {"type": "str", "default": ""},
+        "driver_counts": {"type": "bool", "default": True},
         "kernel_modules": {"type": "str", "choices": ["open", "proprietary"], "default": "open"},
         "kernel_parameters": {"type": "list", "elements": "str"},
         "gpu_modes": {"type": "dict", "default": {}},

@@ -1,13 +1,15 @@
 """A reboot: decided from what runs, foretold in the words in which it is done, verified afterwards."""
 
 import pytest
+import yaml
 from ansible.module_utils import provision_boot_line
 from ansible.module_utils.provision_driver import KernelModule, LibraryMismatchError
 from ansible.module_utils.provision_host import HostError
+from programs import ROLES
 
 OPEN = KernelModule("580.126.20", "open")
 WANTED = {"driver": "580.126.20", "kernel_modules": "open", "kernel_parameters": [], "gpu_modes": {}, "packages": True}
-WANTED |= {"allowed": True, "after": ""}
+WANTED |= {"driver_counts": True, "allowed": True, "after": ""}
 MODES = {"gpu_modes": {"ecc": True, "mig": False}}
 ROW = {"index": "3", "compute_cap": "9.0", "ecc.mode.current": "Enabled", "ecc.mode.pending": "Enabled"}
 ROW |= {"mig.mode.current": "Disabled", "mig.mode.pending": "Disabled"}
@@ -141,6 +143,20 @@ def test_no_reboot_is_foretold_into_a_kernel_for_which_nobody_would_build_the_dr
             told(reboot, check_mode)
 
 
+def test_a_driver_that_does_not_count_is_looked_for_all_the_same(reboot):
+    """As in the stage gpu: check mode has foretold the driver's reboot in the stage before, and this one is for ECC."""
+    reboot.rows, reboot.loaded = [{**ROW, "ecc.mode.current": "Disabled"}], KernelModule("580.95.05", "open")
+    asked = {**MODES, "driver_counts": False}
+    assert told(reboot, check_mode=True, **asked) == ["Rebooted: ECC mode of GPU 3 waits to become Enabled."]
+    reboot.loaded = OPEN
+    assert told(reboot, **asked) == ["Rebooted: ECC mode of GPU 3 waits to become Enabled."]
+    reboot.built = KernelModule("", "proprietary")
+    with pytest.raises(HostError, match="Not rebooted"):
+        told(reboot, **asked)
+    reboot.rows = []
+    assert told(reboot, **asked) == []
+
+
 def test_a_reboot_is_verified(reboot):
     assert told(reboot, after="boot-1") == []
     with pytest.raises(HostError, match="its boot id is still boot-2"):
@@ -154,3 +170,24 @@ def test_a_kernel_parameter_that_was_taken_out_counts_until_the_reboot(reboot, t
     (tmp_path / "90-provision.cfg").write_text('GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX iommu=pt"\n')
     assert told(reboot, kernel_parameters=["iommu=pt"]) == told(reboot, kernel_parameters=None) == []
     assert told(reboot) == ["Rebooted: the kernel was started with iommu=pt, not asked for any more."]
+
+
+def tasks_that_include(included):
+    """Role and task, for each task that includes this role."""
+    for file in sorted(ROLES.glob("*/tasks/main.yml")):
+        for task in yaml.safe_load(file.read_text()):
+            if task.get("ansible.builtin.include_role", {}).get("name") == included:
+                yield file.parts[-3], task
+
+
+def test_no_role_reboots_without_naming_the_driver_that_the_next_kernel_must_have():
+    given = {role: task["vars"] for role, task in tasks_that_include("reboot")}
+    assert given.keys() == {"driver", "gpu"}
+    for names in given.values():
+        assert names.keys() >= {"__reboot_driver", "__reboot_kernel_modules"}
+
+
+def test_the_gpus_are_waited_for_after_the_reboot_of_the_stage_gpu():
+    (task,) = (task for role, task in tasks_that_include("driver") if role == "gpu")
+    assert yaml.safe_load((ROLES / "gpu/tasks/main.yml").read_text())[-1] == task
+    assert task["ansible.builtin.include_role"]["apply"] == {"environment": {"PROVISION_STAGE": ""}}
