@@ -15,6 +15,8 @@ from ansible.module_utils.provision_boot_line import (
     ask,
     is_stale,
     reboot_reason,
+    refuse_lacking,
+    refuse_overridden,
     text_with,
 )
 from ansible.module_utils.provision_host import Change, HostError, converge, file_change, remove_file, run
@@ -24,7 +26,9 @@ module: kernel_command_line
 short_description: Converges parameters of the kernel's command line
 description:
   - Writes a file in C(/etc/default/grub.d) that adds the parameters to whatever else the host asks of its kernel, and
-    has C(update-grub) make C(/boot/grub/grub.cfg) anew where that is older or lacks one of them.
+    has C(update-grub) make C(/boot/grub/grub.cfg) anew where that is older, or an entry of the system's own kernels
+    lacks one of them. Where a later file there sets C(GRUB_CMDLINE_LINUX) anew without them, it stops and names that
+    file before anything is changed; and it stops where C(update-grub) leaves them out for any other reason.
   - The kernel has them after a reboot. RV(pending) says why one is needed, for as long as it is; this module never
     reboots. Parameters that are no longer asked for count too; once GRUB has been told that there are none, the file
     goes.
@@ -94,13 +98,22 @@ def plan(parameters: Sequence[str]) -> Iterator[Change]:
             "command line by hand, and set host_kernel_parameters: [] for it."
         )
     changes = list(file_changes(parameters))
+    is_made_anew = bool(changes) or is_stale(parameters)
+    if is_made_anew:  # entries that stand say more than files that may set the line in a way we do not read
+        refuse_overridden(parameters)
     yield from changes
-    if changes or is_stale(parameters):
+    if is_made_anew:
         words = ("made before our file\n", f"asks for {' '.join(parameters) or 'nothing of ours'}\n")
-        yield Change("Had GRUB make its configuration anew.", lambda: run([UPDATE_GRUB]), GRUB_CFG, *words)
+        yield Change("Had GRUB make its configuration anew.", lambda: make_anew(parameters), GRUB_CFG, *words)
     if not parameters:  # only now: as long as it is there, a run that was killed before GRUB read it is made good
         header = "" if changes else DROP_IN
         yield Change(f"Removed {DROP_IN}.", lambda: remove_file(DROP_IN), header, text_with([]), "")
+
+
+def make_anew(parameters: Sequence[str]) -> None:
+    """Have GRUB make its entries, and see that they have the parameters: a reboot is to be worth it."""
+    run([UPDATE_GRUB])
+    refuse_lacking(parameters)
 
 
 def file_changes(parameters: Sequence[str]) -> Iterator[Change]:

@@ -332,6 +332,76 @@ def test_an_entry_of_grub_without_a_parameter_and_a_file_of_another_text_are_rep
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'GRUB_CMDLINE_LINUX="console=ttyS0"\n',
+        "# site\n  export GRUB_CMDLINE_LINUX='console=ttyS0 \\\n  quiet'\n",
+        "GRUB_CMDLINE_LINUX=$GRUB_CMDLINE_LINUX_DEFAULT\n",
+        "GRUB_CMDLINE_LINUX=\n",
+    ],
+)
+def test_a_later_file_that_drops_our_parameters_is_named_before_anything_is_changed(boot, text):
+    put(boot.folder / "95-site.cfg", text)
+    put(boot.folder / "80-early.cfg", text)
+    with pytest.raises(HostError, match=r"reads \S*/95-site\.cfg after our .* without iommu=pt\. Have that line add"):
+        boot.apply("iommu=pt")
+    assert not (boot.folder / "90-provision.cfg").exists()
+    (boot.folder / "95-site.cfg").unlink()
+    assert boot.apply("iommu=pt") == [IOMMU, MADE]
+    put(boot.folder / "95-site.cfg", text)
+    assert boot.apply("iommu=pt") == []  # its entries have it
+    put(boot.folder / "grub.cfg", "linux /boot/vmlinuz console=ttyS0\n")
+    with pytest.raises(HostError, match=r"/95-site\.cfg"):
+        boot.apply("iommu=pt")
+    assert boot.apply()[1:] == [MADE, boot.removed]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX quiet"\n',
+        'GRUB_CMDLINE_LINUX="console=ttyS0 \\\n${GRUB_CMDLINE_LINUX}"\n',
+        'GRUB_CMDLINE_LINUX="console=ttyS0 iommu=pt"\n',
+        'GRUB_CMDLINE_LINUX=quiet\nGRUB_CMDLINE_LINUX="iommu=pt $GRUB_CMDLINE_LINUX"\n',
+        'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n#GRUB_CMDLINE_LINUX=x\n',
+    ],
+)
+def test_a_later_file_that_leaves_our_parameters_in_is_fine(boot, text):
+    put(boot.folder / "95-site.cfg", text)
+    assert boot.apply("iommu=pt") == [IOMMU, MADE]
+
+
+def test_entries_that_lack_a_parameter_once_made_anew_stop_the_run_before_a_reboot(boot, monkeypatch):
+    monkeypatch.setattr(boot.module, "run", lambda argv: put(boot.folder / "grub.cfg", "linux /boot/vmlinuz ro\n"))
+    for _ in range(2):
+        with pytest.raises(HostError, match=r"still \S*grub\.cfg has an entry without iommu=pt.*grep -rn"):
+            boot.apply("iommu=pt")
+    monkeypatch.setattr(boot.module, "run", lambda argv: (boot.folder / "grub.cfg").unlink())
+    with pytest.raises(HostError, match=r"grub\.cfg is not there"):
+        boot.apply("iommu=pt")
+
+
+OTHERS = """### BEGIN /etc/grub.d/20_memtest86+ ###
+\tlinux\t/boot/memtest86+x64.bin
+### END /etc/grub.d/20_memtest86+ ###
+### BEGIN /etc/grub.d/30_os-prober ###
+\tlinux16\t/vmlinuz-of-another root=/dev/sdb1
+### END /etc/grub.d/30_os-prober ###
+"""
+
+
+@pytest.mark.parametrize("script", ["10_linux", "10_linux_zfs"])
+def test_entries_of_others_need_no_parameters(boot, script):
+    boot.apply("iommu=pt")
+    grub = boot.folder / "grub.cfg"
+    own = f"### BEGIN /etc/grub.d/{script} ###\n{grub.read_text()}### END /etc/grub.d/{script} ###\n"
+    put(grub, f"### BEGIN /etc/grub.d/10_linux ###\n### END /etc/grub.d/10_linux ###\n{own}{OTHERS}")
+    assert boot.apply("iommu=pt") == []
+    put(grub, own.replace(" iommu=pt", "") + OTHERS)
+    assert boot.apply("iommu=pt") == [MADE]
+
+
 def test_the_order_of_parameters_counts(boot):
     words = ["hugepages=4", "hugepagesz=1G"]
     assert not provision_boot_line.is_in_order(["hugepagesz=1G", "hugepages=4"], words)
