@@ -115,8 +115,8 @@ pending:
 """
 
 RECORD = "/var/lib/provision/gpu-settings.json"
-
-
+LOCKED_BY = {"-lgc": "graphics", "-lmc": "memory"}  # nvidia-smi's switch, and the record of such locks
+UNDER_WAY = "under way"  # no clock, so the next run makes the lock again where it is wanted, and undoes it where not
 DAEMON = "nvidia-persistenced.service"
 
 
@@ -190,7 +190,7 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
         indexes = [index for index, _ in members]
         yield Change(
             setting.sentence.format(gpus(indexes)),
-            lambda indexes=indexes, setting=setting: run(["nvidia-smi", "-i", ",".join(indexes), *setting.command]),
+            lambda indexes=indexes, setting=setting: put(setting, indexes),
             f"nvidia-smi {setting.command[0]}",
             "".join(f"GPU {index}: {member.seen if rows else 'no driver yet'}\n" for index, member in members),
             "".join(f"GPU {index}: {member.wanted}\n" for index, member in members),
@@ -200,6 +200,24 @@ def plan(wanted: dict[str, Any], check_mode: bool, rows: list[dict[str, str]]) -
         rows[:] = read_gpus()
     if not check_mode and any(setting.command[0] in ("-lgc", "-rgc", "-lmc", "-rmc") for _, setting in found):
         remember(wanted, rows, record, {index for index, setting in found if setting.command[0] == "-lgc"})
+
+
+def put(setting: Setting, indexes: list[str]) -> None:
+    """Have nvidia-smi set it. A lock is noted before: of one made by a run that was killed then, nothing else tells.
+
+    One that is undone stays noted until that is done.
+    """
+    kind = LOCKED_BY.get(setting.command[0])
+    if kind:
+        noted = recorded()
+        noted[kind].update(dict.fromkeys(indexes, UNDER_WAY))
+        write_record(noted)
+    run(["nvidia-smi", "-i", ",".join(indexes), *setting.command])
+
+
+def write_record(noted: dict[str, Any]) -> None:
+    """Note what is locked, for the next run."""
+    write_file(RECORD, json.dumps(noted, indent=1) + "\n")
 
 
 def remember(wanted: dict[str, Any], rows: list[dict[str, str]], before: dict[str, Any], just_locked: set[str]) -> None:
@@ -212,7 +230,7 @@ def remember(wanted: dict[str, Any], rows: list[dict[str, str]], before: dict[st
     for kind, name in (("graphics", "locked_clocks"), ("memory", "memory_clocks")):
         locks = {row["index"]: value_for(wanted[name], row["index"]) for row in rows}
         after[kind] = {index: lock for index, lock in locks.items() if lock}
-    write_file(RECORD, json.dumps(after, indent=1) + "\n")
+    write_record(after)
 
 
 def pending(rows: list[dict[str, str]], wanted: dict[str, Any], check_mode: bool) -> list[str]:

@@ -165,6 +165,54 @@ def test_gpus_with_the_same_change_get_it_together(settings):
     assert settings.listed == [1]  # what stands was listed when it was set
 
 
+class Killed(Exception):  # noqa: N818  it is an end from outside, not an error
+    """The module was killed here."""
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before nvidia-smi acts", "after it acted"])
+@pytest.mark.parametrize(
+    ("name", "lock", "unlock"), [("locked_clocks", "-lgc", "-rgc"), ("memory_clocks", "-lmc", "-rmc")]
+)
+def test_a_lock_of_a_run_that_was_killed_is_made_again_or_undone(settings, monkeypatch, name, lock, unlock, is_done):
+    run = settings.run
+    range_of_both = {name: {"1": "300,2700"}}  # the clocks lie within it, so they tell nothing
+
+    def killed(argv):
+        if is_done:
+            run(argv)
+        raise Killed
+
+    for wanted, command in (({}, unlock), (range_of_both, f"{lock} 300,2700")):
+        monkeypatch.setattr(settings, "run", killed)
+        with pytest.raises(Killed):
+            apply(settings, **range_of_both)
+        monkeypatch.setattr(settings, "run", run)
+        settings.ran.clear()
+        apply(settings, **wanted)
+        assert settings.ran == [f"nvidia-smi -i 1 {command}"]
+        assert apply(settings, **wanted) == []
+        Path(settings.RECORD).unlink()
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before nvidia-smi acts", "after it acted"])
+def test_a_lock_stays_known_until_it_is_undone(settings, monkeypatch, is_done):
+    apply(settings, locked_clocks={"1": "300,1980"})
+    run = settings.run
+
+    def killed(argv):
+        if is_done:
+            run(argv)
+        raise Killed
+
+    monkeypatch.setattr(settings, "run", killed)
+    with pytest.raises(Killed):
+        apply(settings)
+    monkeypatch.setattr(settings, "run", run)
+    assert apply(settings) == ["Unlocked the graphics clock of GPU 1."]
+    assert apply(settings) == []
+    assert json.loads(Path(settings.RECORD).read_text())["graphics"] == {}
+
+
 def test_a_host_without_a_driver_is_foretold(settings):
     settings.cards = []
     wanted = {**WANTED, "locked_clocks": {"1": 1830}, "power_limit": {"all": 500}}
