@@ -15,7 +15,12 @@ from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
 from ansible.module_utils.provision_host import Change, HostError, run
 from ansible.module_utils.provision_transient import WORK, UnitError, run_unit
 
-LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock")
+LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+)
 LISTS = "/var/lib/apt/lists"
 STATUS, JOURNAL = "/var/lib/dpkg/status", "/var/lib/dpkg/updates"
 FIELDS = ("Package", "Architecture", "db:Status-Abbrev", "Version", "Provides", "Pre-Depends", "Depends")
@@ -25,13 +30,23 @@ LOCKED = r"(Could not get|Unable to acquire|Unable to lock).*lock"
 # that is back (LOST). With ALONE no package starts its services: which run, and after what, is the business of units.
 # Maintainer scripts ask policy-rc.d; ours forbids only while the unit's folder in /run is there, so that one that a
 # power cut leaves behind forbids nothing. It cannot lie in that folder itself: Debian mounts /run without execution.
+# For dpkg's locks apt waits itself, as long as DPkg::Lock::Timeout says. At those of its lists and archives, which
+# apt-daily.service holds now and then, it gives up at once: there it is asked again, for as long.
 INSTALL = r"""
+seconds() { cut -d. -f1 /proc/uptime; }
 apt() {
-  apt-get --yes --option=Dpkg::Options::=--force-confdef --option=Dpkg::Options::=--force-confold \
-    --option=DPkg::Lock::Timeout="$LOCK_TIMEOUT" "$@" 2>"$FOLDER/said" && return
-  cat "$FOLDER/said" >&2
-  if grep -qE "$LOCKED" "$FOLDER/said"; then exit 100; fi
-  return 1
+  give_up=$(($(seconds) + LOCK_TIMEOUT))
+  until apt-get --yes --option=Dpkg::Options::=--force-confdef --option=Dpkg::Options::=--force-confold \
+    --option=DPkg::Lock::Timeout="$LOCK_TIMEOUT" "$@" 2>"$FOLDER/said"; do
+    locked=$(grep -E "$LOCKED" "$FOLDER/said" || true)
+    case $locked in
+      */var/lib/dpkg/*) ;;
+      ?*) if [ "$(seconds)" -lt "$give_up" ]; then sleep 1; continue; fi ;;
+    esac
+    cat "$FOLDER/said" >&2
+    if [ -n "$locked" ]; then exit 100; fi
+    return 1
+  done
 }
 policy=/usr/sbin/policy-rc.d
 if [ -n "$ALONE" ] && { [ ! -e $policy ] || grep -q '^# Written by provision' $policy; }; then
@@ -140,9 +155,9 @@ def fetch_lists(lock_timeout_s: int) -> bool:
     return run(command, check=False).rc == 0
 
 
-def lock_holder() -> str:
+def lock_holder(locks: Iterable[str] = LOCKS) -> str:
     """Who holds one of apt's locks, as the kernel lists them: "unattended-upgr (process 812)"; empty for nobody."""
-    inodes = {Path(lock).stat().st_ino for lock in LOCKS if Path(lock).exists()}
+    inodes = {Path(lock).stat().st_ino for lock in locks if Path(lock).exists()}
     for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
         words = line.replace(" -> ", " ").split()
         if words[1] == "POSIX" and int(words[5].rsplit(":", 1)[1]) in inodes:
@@ -188,10 +203,14 @@ def install(
 
 def explain(told: str, specs: Sequence[str], unit: str, lock_timeout_s: int) -> str:
     """Why an installation failed: who holds the lock, or what apt said last."""
-    if re.search(LOCKED, told):
+    refused = [line for line in told.splitlines() if re.search(LOCKED, line)]
+    if refused:
+        lock = next((path for path in LOCKS if re.search(rf"{path}(?![\w-])", refused[-1])), "")
+        holder = lock_holder([lock] if lock else LOCKS)
         return (
-            f"apt is in use on this host: {lock_holder() or 'another process'} has held its lock for more than "
-            f"{lock_timeout_s} s. Wait for it to end, or stop it, and run again."
+            f"apt is in use on this host: {f'{holder} holds' if holder else 'a process that has just ended held'} "
+            f"{lock or 'its lock'}, and this run has waited {lock_timeout_s} s for it. Wait for it to end, or stop it, "
+            "and run again."
         )
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("debconf:", f"{unit}.service:", "Failed to start"))]

@@ -2,7 +2,9 @@
 
 import os
 import pwd
+import re
 import subprocess
+import time
 
 import pytest
 from ansible.module_utils import provision_apt
@@ -92,20 +94,41 @@ def test_all_that_is_missing_is_one_change(role_module, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "lock"),
     [
-        "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (x)",
-        "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?",
+        (
+            "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (x)",
+            "/var/lib/dpkg/lock-frontend",
+        ),
+        (
+            "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?",
+            "/var/lib/dpkg/lock-frontend",
+        ),
+        (
+            "E: Could not get lock /var/lib/dpkg/lock - open (11: Resource temporarily unavailable)",
+            "/var/lib/dpkg/lock",
+        ),
+        (
+            "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (x)\nE: Unable to lock directory "
+            "/var/lib/apt/lists/",
+            "/var/lib/apt/lists/lock",
+        ),
+        ("E: Could not get lock /elsewhere/lock", "its lock"),
     ],
 )
-def test_who_holds_the_lock_is_named(monkeypatch, said):
+def test_who_holds_the_lock_is_named(monkeypatch, said, lock):
     def fail(unit, *_):
         raise UnitError(unit, said)
 
+    asked = []
     monkeypatch.setattr(provision_apt, "run_unit", fail)
     monkeypatch.setattr(provision_apt, "installed", dict)
-    monkeypatch.setattr(provision_apt, "lock_holder", lambda: "unattended-upgr (process 7)")
-    with pytest.raises(HostError, match=r"apt is in use on this host: unattended-upgr \(process 7\)"):
+    monkeypatch.setattr(provision_apt, "lock_holder", lambda locks: asked.append(list(locks)) or "apt (process 7)")
+    with pytest.raises(HostError, match=rf"in use on this host: apt \(process 7\) holds {lock}, and .* waited 3 s for"):
+        provision_apt.install({"a": ""}, 3, "provision-packages")
+    assert asked == [[lock] if lock != "its lock" else list(provision_apt.LOCKS)]
+    monkeypatch.setattr(provision_apt, "lock_holder", lambda locks: "")
+    with pytest.raises(HostError, match=f"a process that has just ended held {lock}, and this run has waited 3 s"):
         provision_apt.install({"a": ""}, 3, "provision-packages")
 
 
@@ -133,7 +156,9 @@ APT = """#!/bin/sh
 echo "$*" >> "$LOG"
 for word in "$@"; do
   case $word in
-    update) touch "$FOLDER/fetched" ;;
+    update)
+      [ "$(grep -c ' update$' "$LOG")" -gt "$REFUSED" ] || { cat "$FOLDER/refuses" >&2; exit 100; }
+      touch "$FOLDER/fetched" ;;
     check) [ ! -e "$FOLDER/broken" ] || exit 100 ;;
     --fix-broken) exit 100 ;;
     install) [ -e "$FOLDER/fetched" ] || { cat "$FOLDER/says" >&2; exit 100; } ;;
@@ -154,6 +179,7 @@ def script(tmp_path, monkeypatch):
     (tmp_path / "log").touch()
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "FOLDER": str(tmp_path)}
     environment |= {
+        "REFUSED": "0",
         "LOCKED": provision_apt.LOCKED,
         "LOCK_TIMEOUT": "3",
         "PACKAGES": "a=1-* b",
@@ -165,7 +191,7 @@ def script(tmp_path, monkeypatch):
     def run(**more):
         done = subprocess.run(["/bin/sh", "-euc", provision_apt.INSTALL], env=environment | more, check=False, cwd="/")
         lines = (tmp_path / "log").read_text().splitlines()
-        return done.returncode, [line.split("Lock::Timeout=3 ")[-1] for line in lines if "audit" not in line]
+        return done.returncode, [re.sub(".*Lock::Timeout=[0-9]+ ", "", line) for line in lines if "audit" not in line]
 
     return run
 
@@ -191,6 +217,30 @@ def test_a_held_lock_is_not_waited_for_twice(script, tmp_path):
     (tmp_path / "says").write_text("E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (x)\n")
     code, asked = script()
     assert (code, len(asked)) == (100, 1)
+
+
+LISTS = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (x)\nE: Unable to lock directory /var\n"
+
+
+def test_a_lock_for_which_apt_does_not_wait_is_waited_for(script, tmp_path):
+    (tmp_path / "refuses").write_text(LISTS)
+    ask = "install --no-install-recommends a=1-* b"
+    assert script(LOCK_TIMEOUT="60", REFUSED="2") == (0, [ask, "update", "update", "update", ask])
+
+
+def test_a_lock_that_nobody_lets_go_is_waited_for_as_long_as_asked(script, tmp_path, capfd):
+    (tmp_path / "refuses").write_text(LISTS)
+    begin = time.monotonic()
+    code, asked = script(REFUSED="99")
+    assert (code, asked[-2:]) == (100, ["update", "update"])
+    assert 2 < time.monotonic() - begin < 30
+    assert capfd.readouterr().err.count("Could not get lock") == 1
+
+
+def test_lists_that_cannot_be_fetched_end_the_run_at_once(script, tmp_path):
+    (tmp_path / "refuses").write_text("E: The repository does not have a Release file.\n")
+    code, asked = script(REFUSED="99")
+    assert (code, asked.count("update")) == (1, 1)
 
 
 def test_directories_and_files(role_module, tmp_path, monkeypatch):
