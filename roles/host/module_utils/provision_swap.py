@@ -17,6 +17,13 @@ from ansible.module_utils.provision_host import HostError, read_text, run
 
 FSTAB = "/etc/fstab"
 MARK = "x-provision"  # an option of fstab that means nothing to the kernel: by it we know our lines again
+# Marks a line that keeps a partition off. systemd-gpt-auto-generator turns on what a GPT calls Linux swap, unless fstab
+# has any line for swap (systemd 234 and later), be it one with noauto. What else there is does not do: the unit to be
+# masked is called after /dev/sdb2 or, in later versions, after a number of the disk, and both change from boot to boot;
+# masking the generator takes the mounts of /boot and the EFI partition with it; systemd.swap=0 is heeded from 254 on.
+OFF = "x-provision-off"
+LINUX_SWAP = "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"  # the type of such a partition
+BY_PARTUUID = "/dev/disk/by-partuuid"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 LAST_PAGE = slice(1028, 1032)  # of the header: the number of the last page, from 0
 HEADROOM = 64 * 2**20  # what must stay in memory besides the pages that come back from swap
@@ -221,14 +228,24 @@ def swap_fields(text: str) -> Iterator[list[str]]:
             yield [unescaped(fields[0]), *fields[1:]]
 
 
+def options(fields: list[str]) -> list[str]:
+    """The options in the fields of a line."""
+    return "".join(fields[3:4]).split(",")
+
+
 def swap_names(text: str) -> list[str]:
-    """The swap areas of fstab: paths, or `UUID=...`."""
-    return [fields[0] for fields in swap_fields(text)]
+    """The swap areas of fstab: paths, or `UUID=...`; not what is there to stay off."""
+    return [fields[0] for fields in swap_fields(text) if OFF not in options(fields)]
+
+
+def kept_off(text: str) -> list[str]:
+    """The partitions that fstab keeps off at boot."""
+    return [fields[0] for fields in swap_fields(text) if OFF in options(fields)]
 
 
 def marked(text: str) -> list[str]:
     """The swap areas that fstab has from us."""
-    return [fields[0] for fields in swap_fields(text) if MARK in "".join(fields[3:4]).split(",")]
+    return [fields[0] for fields in swap_fields(text) if MARK in options(fields)]
 
 
 def fstab_with(text: str, wanted: str, gone: Iterable[str] = ()) -> str:
@@ -245,6 +262,34 @@ def fstab_with(text: str, wanted: str, gone: Iterable[str] = ()) -> str:
     if not placed:
         kept += ([] if not kept or kept[-1].endswith("\n") else ["\n"]) + [entry]
     return "".join(kept)
+
+
+def fstab_keeping_off(text: str, names: Iterable[str]) -> str:
+    """The text of fstab with one line for each of these, by which it stays off at boot, and for no other."""
+    missing, kept = set(names), []
+    for line in text.splitlines(keepends=True):
+        name = kept_off(line)
+        if not name or name[0] in missing:
+            kept.append(line)
+            missing.difference_update(name)
+    entries = [f"{name} none swap noauto,{OFF} 0 0\n" for name in sorted(missing)]
+    kept += ["\n"] if entries and kept and not kept[-1].endswith("\n") else []
+    return "".join(kept + entries)
+
+
+def found_by_systemd() -> list[str]:
+    """The partitions that systemd turns on at boot by itself: what a GPT calls Linux swap.
+
+    It looks at the root's disk alone. Which that is below LVM, RAID and encryption is its business, so all disks count.
+    """
+    told = run(["lsblk", "--pairs", "--output", "PARTTYPE,PARTUUID"], check=False).out
+    uuids = re.findall(rf'PARTTYPE="{LINUX_SWAP}" PARTUUID="([^"]+)"', told, re.IGNORECASE)
+    return sorted({f"{BY_PARTUUID}/{uuid}" for uuid in uuids})
+
+
+def is_device(path: str) -> bool:
+    """Whether a path is a block device, such as a partition."""
+    return os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)
 
 
 def compressed() -> list[str]:

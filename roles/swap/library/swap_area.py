@@ -23,8 +23,12 @@ from ansible.module_utils.provision_swap import (
     compressed,
     disk_free,
     formatted,
+    found_by_systemd,
+    fstab_keeping_off,
     fstab_with,
     has_room_without,
+    is_device,
+    kept_off,
     marked,
     on_disk,
     refuse_file_system,
@@ -53,6 +57,8 @@ description:
     partition that holds something else.
   - Lines of fstab that this module wrote carry the option C(x-provision). Areas of such lines that are no longer
     wanted, at another path for instance, are turned off and removed. All other areas are left alone unless O(only).
+  - A partition that a GPT calls Linux swap is turned on by systemd at boot, unless fstab has a line for swap. One that
+    is to be off has a line with C(noauto) and C(x-provision-off), until O(path) names it again.
 options:
   mode:
     description: V(file), V(partition) (all of it), or V(none).
@@ -179,6 +185,7 @@ class Swap:
         elif self.mode == "partition":
             yield from self.partition_changes()
         yield from self.enter(kept)
+        yield from self.keep_off(kept, gone)
         for path in gone:
             yield from self.removal(path)
         yield from self.enter(kept, gone)
@@ -241,9 +248,36 @@ class Swap:
         before, after = self.fstab, fstab_with(self.fstab, kept, gone)
         if before != after:
             names = [path for path in gone if path in swap_names(before)]
-            self.fstab = after
             sentence = f"Took {', '.join(names)} out of {FSTAB}." if names else f"Entered {kept} in {FSTAB}."
-            yield Change(sentence, lambda: write_file(FSTAB, after), FSTAB, before, after)
+            yield self.rewriting(after, sentence)
+
+    def rewriting(self, after: str, sentence: str) -> Change:
+        """The change that gives fstab this text."""
+        before, self.fstab = self.fstab, after
+        return Change(sentence, lambda: write_file(FSTAB, after), FSTAB, before, after)
+
+    def keep_off(self, kept: str, gone: Iterable[str]) -> Iterator[Change]:
+        """What is to be off stays off at boot, though systemd finds it by itself; entered before it is forgotten."""
+        there = kept_off(self.fstab)
+        new = [path for path in self.coming_back(kept, gone) if path not in there]
+        if new:
+            sentence = f"Entered {', '.join(new)} in {FSTAB} as off, since systemd turns it on at boot by itself."
+            yield self.rewriting(fstab_keeping_off(self.fstab, [*there, *new]), sentence)
+        back = [path for path in there if kept and os.path.realpath(path) == os.path.realpath(kept)]
+        if back:
+            rest = [path for path in there if path not in back] + new
+            sentence = f"Took the line out of {FSTAB} that kept {', '.join(back)} off at boot."
+            yield self.rewriting(fstab_keeping_off(self.fstab, rest), sentence)
+
+    def coming_back(self, kept: str, gone: Iterable[str]) -> list[str]:
+        """What is to be off and systemd would turn on at boot: what is no longer wanted, and with `only` all of it.
+
+        As long as there is swap that is wanted, its own line of fstab keeps systemd from turning on any other.
+        """
+        devices = {os.path.realpath(path) for path in gone if is_device(path)}
+        every = self.only and not kept
+        found = found_by_systemd() if every or devices else []
+        return [path for path in found if every or os.path.realpath(path) in devices]
 
     def removal(self, path: str) -> Iterator[Change]:
         """An area of ours that is no longer wanted: out of use, and the file with what is beside it away."""
@@ -268,9 +302,7 @@ class Swap:
             yield off(path)
         names = [name for name in swap_names(self.fstab) if name not in self.ours]
         if names:
-            before, after = self.fstab, fstab_with(self.fstab, "", names)
-            sentence = f"Took {', '.join(names)} out of {FSTAB}."
-            yield Change(sentence, lambda: write_file(FSTAB, after), FSTAB, before, after)
+            yield self.rewriting(fstab_with(self.fstab, "", names), f"Took {', '.join(names)} out of {FSTAB}.")
 
     def told(self) -> list[str]:
         """What else swaps on this host, as sentences."""

@@ -299,7 +299,7 @@ def partition(host, monkeypatch, tmp_path):
     real = os.stat
 
     class Block:
-        st_mode, st_rdev = 0o060660, os.makedev(8, 7)
+        st_mode, st_rdev, st_size = 0o060660, os.makedev(8, 7), MIB
 
     monkeypatch.setattr(
         provision_swap.os, "stat", lambda path, **more: Block() if path == str(device) else real(path, **more)
@@ -349,6 +349,100 @@ def test_what_is_no_partition_is_refused(host, tmp_path):
     Path(host.path).write_text("")
     with pytest.raises(HostError, match="no block device"):
         host.predict(mode="partition")
+
+
+@pytest.fixture
+def gpt(host, partition, monkeypatch, tmp_path):
+    """A GPT that calls two partitions swap: the blank one, and /dev/sdz9, which somebody else uses; their names."""
+    monkeypatch.setattr(provision_swap, "BY_PARTUUID", str(tmp_path / "by-partuuid"))
+    (tmp_path / "by-partuuid").mkdir()
+    (tmp_path / "by-partuuid" / "b7").symlink_to(partition)
+    (tmp_path / "by-partuuid" / "z9").symlink_to("/dev/sdz9")
+    rows = [
+        ("", ""),
+        (provision_swap.LINUX_SWAP, "z9"),
+        ("0fc63daf-8483-4772-8e79-3d69d8477de4", "a1"),
+        ("0x82", "d-2"),
+    ]
+    rows += [(provision_swap.LINUX_SWAP.upper(), "b7"), (provision_swap.LINUX_SWAP, "z9")]
+    told = "".join(f'PARTTYPE="{kind}" PARTUUID="{uuid}"\n' for kind, uuid in rows)
+    host.told["lsblk"] = Ran(0, told, "")
+    host.write("swaps", f"{host.files['swaps'].read_text()}/dev/sdz9 partition 2097152 0 -2\n")
+    return {name: str(tmp_path / "by-partuuid" / name) for name in ("b7", "z9")}
+
+
+def off_lines(host):
+    return [line for line in host.files["fstab"].read_text().splitlines() if "noauto,x-provision-off" in line]
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_without_any_swap_systemd_is_kept_from_turning_on_what_it_finds(host, gpt, steps):
+    host.write("fstab", "UUID=1-2 none swap sw 0 0\n/dev/sda1 / ext4 defaults 0 1")
+    expected = [
+        f"Entered {gpt['b7']}, {gpt['z9']} in fstab as off, since systemd turns it on at boot by itself.",
+        "Turned off swap on /dev/sdz9.",
+        "Took UUID=1-2 out of fstab.",
+    ]
+    assert host.predict(only=True) == expected
+    assert host.apply(only=True, steps=steps) == expected[:steps]
+    assert host.apply(only=True) == expected[steps:]
+    assert host.predict(only=True) == []
+    assert host.in_use() == []
+    lines = [f"{gpt[name]} none swap noauto,x-provision-off 0 0\n" for name in ("b7", "z9")]
+    assert host.files["fstab"].read_text() == "/dev/sda1 / ext4 defaults 0 1\n" + "".join(lines)
+
+
+def test_a_line_that_keeps_a_partition_off_is_made_good_though_nothing_is_in_use(host, gpt):
+    host.apply(only=True)
+    host.write("fstab", host.files["fstab"].read_text().replace(off_lines(host)[1] + "\n", ""))
+    assert host.apply(only=True) == [
+        f"Entered {gpt['z9']} in fstab as off, since systemd turns it on at boot by itself."
+    ]
+    assert host.apply(only=True) == []
+
+
+def test_swap_that_is_wanted_keeps_systemd_from_it_by_its_own_line(host, gpt):
+    assert host.apply(2 * MIB, only=True) == [MADE.format(2), ON, ENTERED, "Turned off swap on /dev/sdz9."]
+    assert off_lines(host) == []
+    host.apply(only=True)
+    assert len(off_lines(host)) == 2
+    host.apply(2 * MIB, only=True)
+    assert (len(off_lines(host)), host.predict(2 * MIB, only=True), host.entered()) == (2, [], [host.path])
+
+
+def test_other_swap_is_left_to_systemd_unless_asked(host, gpt):
+    host.apply()
+    assert (off_lines(host), host.in_use()) == ([], ["/dev/sdz9"])
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_partition_of_ours_stays_off_until_it_is_wanted_again(host, gpt, partition, steps):
+    host.told["mkswap"] = Ran(0, "", "")
+    wanted = {"mode": "partition", "path": partition}
+    host.apply(**wanted)
+    assert (host.entered(), off_lines(host)) == ([partition], [])
+    host.apply(steps=steps)
+    host.apply()
+    assert (
+        host.predict() == host.predict(mode="none", path=partition) == host.predict(mode="none", path=gpt["b7"]) == []
+    )
+    assert (host.in_use(), host.entered()) == (["/dev/sdz9"], [])
+    assert off_lines(host) == [f"{gpt['b7']} none swap noauto,x-provision-off 0 0"]
+    back = f"Took the line out of fstab that kept {gpt['b7']} off at boot."
+    assert host.predict(**wanted)[-1] == back
+    host.apply(**wanted, steps=steps)
+    host.apply(**wanted)
+    assert (host.predict(**wanted), host.entered(), off_lines(host)) == ([], [partition], [])
+
+
+def test_a_partition_by_the_name_that_kept_it_off_has_one_line(host, gpt, partition):
+    wanted = {"mode": "partition", "path": gpt["b7"]}
+    host.write("fstab", provision_swap.fstab_keeping_off("", [gpt["b7"], gpt["z9"]]))
+    host.write("swaps", f"{host.files['swaps'].read_text()}{partition} partition 1024 0 -2\n")
+    host.apply(**wanted)
+    assert host.predict(**wanted) == []
+    assert provision_swap.swap_names(host.files["fstab"].read_text()) == [gpt["b7"]]
+    assert provision_swap.kept_off(host.files["fstab"].read_text()) == [gpt["z9"]]
 
 
 def test_fstab_has_one_line_where_it_was():
