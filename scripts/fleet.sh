@@ -7,7 +7,7 @@ set -m # so that the tests beside get a Ctrl-C handed on, and take their fleets 
 
 tests=(.venv/bin/pytest -v -p no:cacheprovider --durations=15)
 serving=(tests/fleet/test_first_light.py tests/fleet/test_survival.py)
-long=(tests/fleet/test_driver.py tests/fleet/test_gateway.py tests/fleet/test_host_knobs.py tests/fleet/test_topologies.py)
+long=(tests/fleet/test_driver.py tests/fleet/test_gateway.py tests/fleet/test_groups.py tests/fleet/test_host_knobs.py tests/fleet/test_topologies.py)
 alone=tests/fleet/test_lab.py
 elsewhere=("${serving[@]}" "$alone")
 [[ "${1:-}" == --all ]] || elsewhere+=("${long[@]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,11 +13,13 @@ from provision.cli.fleet import inventory_argument, lab_option, load
 from provision.cli.options import Options
 from provision.converge.earlier import STAGES, as_it_was, earlier
 from provision.converge.identity import clock
+from provision.converge.lease import Lease
+from provision.converge.lock import locked
 from provision.errors import UsageError
 from provision.inventory import Fleet, Replica
 from provision.inventory.schema import nearest
 from provision.serving import gateway, restart
-from provision.serving.gateway import Rotation
+from provision.serving.gateway import Gateway, Rotation
 from provision.weights.ask import commit_of
 
 replica_argument = click.argument("name", metavar="REPLICA")
@@ -27,6 +30,7 @@ deadline_option = click.option(
     help="For requests in flight [default: gateway_drain_timeout].",
 )
 BY = "provision serve drain"
+RESTART = gateway.RUN + "of provision serve restart"  # a run may end it: whoever restarted it is gone
 
 
 @click.group()
@@ -46,7 +50,10 @@ def drain(*, inventory: Path, name: str, deadline: int | None, lab: bool) -> int
     """
     fleet, replica = _find(inventory, name, lab)
     _expect_gateway(fleet)
-    return 1 if _drain(fleet, replica, deadline) else 0
+    left = _drain(fleet, replica, deadline, BY)
+    if not left:
+        click.echo(f"  Back in:  provision serve admit {fleet.path} {name}")
+    return 1 if left else 0
 
 
 @serve.command(short_help="Send a replica requests again.")
@@ -68,16 +75,23 @@ def admit(*, inventory: Path, name: str, lab: bool) -> None:
 def restart_command(*, inventory: Path, name: str, deadline: int | None, lab: bool) -> None:
     """Drain REPLICA, restart its units in order, wait until it generates a token, and admit it.
 
-    If it does not come to that, it stays drained, and the others serve on.
+    If it does not come to that, it stays drained, and the others serve on. What was drained before stays drained. The
+    only replica in rotation is left alone, as is one that a run is changing.
     """
     fleet, replica = _find(inventory, name, lab, ["vllm_start_timeout"])
-    if fleet.gateways:
-        _drain(fleet, replica, deadline)
-    else:
-        click.echo(f"There is no gateway: whoever asks {name} meanwhile is refused.")
-    restart.restart(fleet, replica, on_step=click.echo)
-    if fleet.gateways:
-        _admit(fleet, replica)
+    with locked(fleet.path), Lease(replica.hosts, f"restart-of-{name}"):
+        seen = gateway.look(fleet) if fleet.gateways else []
+        now = gateway.standing(seen, name)
+        if fleet.gateways:
+            _expect_others(fleet, seen, replica, now)
+            _drain(fleet, replica, deadline, now.by if now and now.by_person else RESTART)
+        else:
+            click.echo(f"There is no gateway: whoever asks {name} meanwhile is refused.")
+        restart.restart(fleet, replica, on_step=click.echo)
+        if now and now.by_person:
+            click.echo(f"{name} generates, and stays drained:  provision serve admit {fleet.path} {name}")
+        elif fleet.gateways:
+            _admit(fleet, replica)
 
 
 @serve.command(short_help="Bring a replica back to what it served before.")
@@ -128,7 +142,16 @@ def _expect_gateway(fleet: Fleet) -> None:
         )
 
 
-def _drain(fleet: Fleet, replica: Replica, deadline: int | None) -> int:
+def _expect_others(fleet: Fleet, seen: Sequence[Gateway], replica: Replica, now: Rotation | None) -> None:
+    if now and now.state == "in" and not gateway.others_serve(fleet, seen, replica):
+        raise UsageError(
+            f"{replica.name} is the only replica in rotation: nobody would serve while it restarts.\n"
+            f"  Why the others are not:      provision status {fleet.path}\n"
+            f"  To restart it all the same:  provision serve drain {fleet.path} {replica.name}  and run this again"
+        )
+
+
+def _drain(fleet: Fleet, replica: Replica, deadline: int | None, by: str) -> int:
     """The requests that were still in flight at the deadline."""
     told: set[int] = set()
 
@@ -138,16 +161,13 @@ def _drain(fleet: Fleet, replica: Replica, deadline: int | None) -> int:
             click.echo(f"{replica.name} is draining: {seen.in_flight} in flight", err=True)
 
     wait = gateway.deadline_of(fleet) if deadline is None else float(deadline)
-    done = gateway.drain(fleet, replica, wait, by=BY, on_look=show)
+    done = gateway.drain(fleet, replica, wait, by=by, on_look=show)
     if done.in_flight:
         click.echo(
             f"{replica.name} gets no new requests; after {done.seconds:.0f} s {done.in_flight} are still in flight."
         )
     else:
-        click.echo(
-            f"{replica.name} is drained, after {done.seconds:.0f} s.\n"
-            f"  Back in:  provision serve admit {fleet.path} {replica.name}"
-        )
+        click.echo(f"{replica.name} is drained, after {done.seconds:.0f} s.")
     return done.in_flight
 
 

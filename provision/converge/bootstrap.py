@@ -20,7 +20,7 @@ from provision.converge.rotation import Rotation
 from provision.converge.runner import Playbook, Watch, run_playbook
 from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
-from provision.converge.standing import Standing, disturbed, mended, stand
+from provision.converge.standing import Standing, disturbed, mended, stand, touched
 from provision.drift import mend
 from provision.inventory import Fleet, Host, Replica, select
 
@@ -133,7 +133,7 @@ class _Run:
         self.canary: str | None = None
         self.waves = 0
         self.lease: Lease | None = None
-        self.rotation = Rotation(fleet, recorder, journal.id)
+        self.rotation = Rotation(fleet, recorder, journal.id, self._hold)
 
     def go(self) -> Result:
         """Look, change what does not stand, look again; until all stands, or it is clear that it will not."""
@@ -148,7 +148,9 @@ class _Run:
                     self.recorder.send("lock_taken_over", host=name, **taken_over(holder))
                 self.how.approve()
                 self._come_to_rest(standing)
-        self._return_all()
+                self._return_all()
+        else:
+            self._return_all()
         return self._result(time.monotonic() - start)
 
     def _come_to_rest(self, standing: Standing) -> None:
@@ -205,12 +207,12 @@ class _Run:
         for number, hosts in enumerate(waves, start=1):
             self.waves += 1
             self.recorder.send("wave_started", wave=self.waves, hosts=list(hosts))
-            leaving = self._leaving(standing, hosts)
-            if self._taken_out(leaving, [name for wave in waves[number - 1 :] for name in wave]):
+            leaving, idle = self._leaving(standing, hosts)
+            if self._taken_out(leaving, idle, [name for wave in waves[number - 1 :] for name in wave]):
                 self._play(standing, {name: standing.visited(name) for name in hosts})
             failed = any(self.recorder.hosts[name].failure for name in hosts)
             if not (failed or self.interrupted or self.recorder.error):
-                failed = not self.rotation.come_back(leaving)
+                failed = not self.rotation.come_back([*idle, *leaving])
             if self.interrupted or self.recorder.error or (failed and number < len(waves)):
                 self._stop_before(waves[number:])
                 return False
@@ -220,23 +222,31 @@ class _Run:
                 return True
         return True
 
-    def _leaving(self, standing: Standing, hosts: Sequence[str]) -> list[Replica]:
-        """The replicas that a wave takes out of service."""
+    def _leaving(self, standing: Standing, hosts: Sequence[str]) -> tuple[list[Replica], list[Replica]]:
+        """The replicas that a wave takes out of service; and those that it would, did they serve."""
         if self.how.check:
-            return []
-        found = disturbed(self.fleet, standing.receipts, standing.visits)
-        return [replica for replica in found if any(host.name in hosts for host in replica.hosts)]
+            return [], []
+        told = self.fleet, standing.receipts, standing.visits
+        leaving = [replica for replica in disturbed(*told) if any(host.name in hosts for host in replica.hosts)]
+        here = [replica for replica in touched(*told) if any(host.name in hosts for host in replica.hosts)]
+        return leaving, [replica for replica in here if replica not in leaving]
 
-    def _taken_out(self, leaving: Sequence[Replica], ahead: Collection[str]) -> bool:
+    def _hold(self, replica: Replica) -> Lease:
+        """A replica's hosts, as far as this run does not hold them already."""
+        held = self.lease.names if self.lease else set()
+        return Lease([host for host in replica.hosts if host.name not in held], self.journal.id)
+
+    def _taken_out(self, leaving: Sequence[Replica], idle: Sequence[Replica], ahead: Collection[str]) -> bool:
         """Have replicas leave rotation, and before that those come back that have been changed: somebody must serve."""
-        if not leaving:
-            return True
         try:
+            self.rotation.keep_out(idle)
+            if not leaving:
+                return True
             self._return_all(ahead)
             return self.rotation.leave(leaving)
         except KeyboardInterrupt:  # a drain takes its time; nothing was changed yet, so it is taken back
             self.interrupted = True
-            self.rotation.come_back(leaving)
+            self.rotation.come_back([*idle, *leaving])
             return False
 
     def _return_all(self, ahead: Collection[str] = ()) -> None:

@@ -226,5 +226,6 @@ def _places(fleet: Fleet, replica: Replica) -> dict[str, object]:
         f"the hosts of {replica.name}": [(host.name, host.address) for host in own.hosts],
         "where it answers": told_to_gateways(fleet)[replica.name],
         "vllm_api_key": own.head.setting("vllm_api_key"),
+        "vllm_served_model_name": own.head.setting("vllm_served_model_name") if len(fleet.replicas) > 1 else "",
         "the gateways": [(host.name, host.address) for host in fleet.gateways],
     }

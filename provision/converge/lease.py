@@ -61,6 +61,11 @@ class Lease:
         self._guard = threading.Lock()
         self._ended = threading.Event()
 
+    @property
+    def names(self) -> set[str]:
+        """Of the hosts that it is for."""
+        return {host.name for host in self._hosts}
+
     def __enter__(self) -> Lease:
         """Take it on all hosts at once. Raises LockedError if one of them is another run's; then none is kept."""
         try:

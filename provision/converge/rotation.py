@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from provision.converge.recorder import Recorder
 from provision.converge.result import Failure
+from provision.errors import LockedError
 from provision.inventory import Fleet, Replica
 from provision.serving import gateway
 from provision.serving.gateway import RUN, GatewayError
 
 
 class Rotation:
-    """Of one run. Without a gateway in the inventory, or where none runs yet, everything is at once done."""
+    """Of one run. Without a gateway in the inventory, or where none runs yet, everything is at once done.
 
-    def __init__(self, fleet: Fleet, recorder: Recorder, run: str) -> None:
-        self._fleet, self._recorder, self._by = fleet, recorder, RUN + run
+    `hold` keeps other runs from a replica's hosts meanwhile, or raises LockedError if one is at work there.
+    """
+
+    def __init__(
+        self, fleet: Fleet, recorder: Recorder, run: str, hold: Callable[[Replica], AbstractContextManager[object]]
+    ) -> None:
+        self._fleet, self._recorder, self._by, self._hold = fleet, recorder, RUN + run, hold
+        self._idle: set[str] = set()  # replicas that did not serve when they were kept out
 
     def leave(self, replicas: Iterable[Replica]) -> bool:
         """Drain replicas; false if one could not be, which has then failed. What people drained is left alone."""
         done = [self._left(replica) for replica in self._known(replicas)]  # every one, whatever becomes of the first
         return all(done)
+
+    def keep_out(self, replicas: Iterable[Replica]) -> None:
+        """Have replicas that do not serve stay so while they are changed: systemd may revive them at any moment."""
+        for replica in self._known(replicas):
+            seen = gateway.standing(self._seen, replica.name)
+            if seen and not seen.by and (seen.state != "in" or gateway.others_serve(self._fleet, self._seen, replica)):
+                self._idle.add(replica.name)
+                with suppress(GatewayError):  # nobody is served there, so it may be changed all the same
+                    gateway.drain(self._fleet, replica, gateway.deadline_of(self._fleet), by=self._by)
 
     def come_back(self, replicas: Iterable[Replica]) -> bool:
         """Admit replicas that runs have drained, this one or one that died; false if one does not come back."""
@@ -40,21 +57,16 @@ class Rotation:
         seen = gateway.standing(self._seen, replica.name)
         if seen is None and not any(one.error for one in self._seen if not one.missing):
             return True  # it serves, and no gateway has it yet: nobody is sent there
-        if seen and seen.state == "in" and not self._others_serve(replica):
+        if seen and seen.state == "in" and not gateway.others_serve(self._fleet, self._seen, replica):
             return self._failed(replica, "drain", self._alone(replica))
         by = seen.by if seen and seen.by_person else self._by  # a person's drain is waited for, and stays a person's
         try:
             done = gateway.drain(self._fleet, replica, gateway.deadline_of(self._fleet), by=by)
         except GatewayError as error:
             return self._failed(replica, "drain", f"{error} Nothing was changed there.")
+        self._idle.discard(replica.name)
         self._send("replica_drained", replica, done.seconds, in_flight=done.in_flight)
         return True
-
-    def _others_serve(self, replica: Replica) -> bool:
-        """Whether somebody takes the requests meanwhile; where there is no other replica, nobody can."""
-        others = [one.name for one in self._fleet.replicas if one.name != replica.name]
-        states = [gateway.standing(self._seen, name) for name in others]
-        return not others or any(state is not None and state.state == "in" for state in states)
 
     def _alone(self, replica: Replica) -> str:
         return (
@@ -69,7 +81,13 @@ class Rotation:
             return True
         begin = time.monotonic()
         try:
-            gateway.admit(self._fleet, replica, gateway.patience_of(replica))
+            with nullcontext() if seen.by == self._by else self._hold(replica):
+                if replica.name in self._idle:  # it need not serve now: it did not before
+                    gateway.let(self._fleet, replica)
+                    return True
+                gateway.admit(self._fleet, replica, gateway.patience_of(replica))
+        except LockedError:
+            return True  # the run that drained it is at work there
         except GatewayError as error:
             return self._failed(replica, "admit", str(error))
         self._send("replica_admitted", replica, time.monotonic() - begin)

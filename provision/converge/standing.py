@@ -174,11 +174,19 @@ def disturbed(
     fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str, Sequence[Visit]]
 ) -> Iterator[Replica]:
     """The replicas that serve and that a visit may keep from it for a while."""
+    return (replica for replica in touched(fleet, told, visits) if _serves(replica, told))
+
+
+def touched(fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str, Sequence[Visit]]) -> Iterator[Replica]:
+    """The replicas that a visit may keep from serving for a while, whether they serve now or not."""
     for replica in fleet.replicas:
         members = [host.name for host in replica.hosts if host.name in told]
-        serves = any(told[name].serving for name in members)
-        if serves and any(_disturbs(visit, told[name]) for name in members for visit in visits.get(name, ())):
+        if any(_disturbs(visit, told[name]) for name in members for visit in visits.get(name, ())):
             yield replica
+
+
+def _serves(replica: Replica, told: Mapping[str, HostReceipts]) -> bool:
+    return any(told[host.name].serving for host in replica.hosts if host.name in told)
 
 
 def _disturbs(visit: Visit, host: HostReceipts) -> bool:

@@ -20,6 +20,7 @@ PROGRAM = "/opt/provision/bin/provision-gateway"
 NOT_FOUND = 127
 ANSWER_S = 30
 LOOK_S = 1.0  # between two looks
+HICCUP_S = 60.0  # for which a gateway may not answer while something is waited for: a connection that broke, a reboot
 ADMIT_S = 60  # until a replica that is allowed back has passed its checks
 RUN = "run "  # how a drain is signed that a run began: any later run may end it
 WORST = ("out", "down", "draining", "in")
@@ -81,6 +82,13 @@ def standing(gateways: Sequence[Gateway], replica: str) -> Rotation | None:
     return Rotation(worst.state, sum(one.in_flight for one in told), worst.check, by)
 
 
+def others_serve(fleet: Fleet, gateways: Sequence[Gateway], replica: Replica) -> bool:
+    """Whether somebody takes the requests while a replica is out; where there is no other replica, nobody can."""
+    others = [one.name for one in fleet.replicas if one.name != replica.name]
+    states = [standing(gateways, name) for name in others]
+    return not others or any(state is not None and state.state == "in" for state in states)
+
+
 def drain(
     fleet: Fleet,
     replica: Replica,
@@ -92,7 +100,7 @@ def drain(
     """Send a replica no new requests, and wait until those in flight have ended, or the deadline has passed.
 
     `by` is kept at the gateways: a run takes back only what runs have drained. Raises GatewayError if a gateway that
-    serves cannot be told, before any request is lost; those that were told send it requests again.
+    serves cannot be told or seen, before any request is lost; those that were told send it requests again.
     """
     begin = time.monotonic()
     before = look(fleet)
@@ -100,17 +108,19 @@ def drain(
     told = _tell(fleet.gateways, "drain", replica.name, by)
     try:
         _demand(told, replica, "drained")
+        while True:
+            seen = _seen(fleet, replica)
+            on_look(seen)
+            seconds = time.monotonic() - begin
+            if seen.state == "in":
+                raise GatewayError(f"{replica.name} was sent requests again by somebody else while it was drained.")
+            if not seen.in_flight or seconds >= deadline_s:
+                return Drained(seen.in_flight, seconds)
+            time.sleep(LOOK_S)
     except GatewayError:
         took = {one.host.name for one in before if replica.name in one.replicas and not one.replicas[replica.name].by}
         _tell([one.host for one in told if not one.error and one.host.name in took], "admit", replica.name)
         raise
-    while True:
-        seen = _seen(fleet, replica)
-        on_look(seen)
-        seconds = time.monotonic() - begin
-        if not seen.in_flight or seconds >= deadline_s:
-            return Drained(seen.in_flight, seconds)
-        time.sleep(LOOK_S)
 
 
 def admit(fleet: Fleet, replica: Replica, wait_s: float = ADMIT_S) -> float:
@@ -119,7 +129,7 @@ def admit(fleet: Fleet, replica: Replica, wait_s: float = ADMIT_S) -> float:
     Raises GatewayError with what its check says if that does not come to pass.
     """
     begin = time.monotonic()
-    _demand(_tell(fleet.gateways, "admit", replica.name), replica, "admitted")
+    let(fleet, replica)
     while (seen := _seen(fleet, replica)).state != "in":
         if time.monotonic() - begin > wait_s:
             raise GatewayError(
@@ -129,6 +139,11 @@ def admit(fleet: Fleet, replica: Replica, wait_s: float = ADMIT_S) -> float:
             )
         time.sleep(LOOK_S)
     return time.monotonic() - begin
+
+
+def let(fleet: Fleet, replica: Replica) -> None:
+    """Have the gateways send a replica requests again as soon as its check passes, and wait for nothing."""
+    _demand(_tell(fleet.gateways, "admit", replica.name), replica, "admitted")
 
 
 def deadline_of(fleet: Fleet) -> float:
@@ -142,8 +157,12 @@ def patience_of(replica: Replica) -> float:
 
 
 def _seen(fleet: Fleet, replica: Replica) -> Rotation:
-    """What holds for a replica now, by all gateways that know it."""
+    """What holds for a replica now, by all gateways that know it. Silence for a while is no answer."""
+    deadline = time.monotonic() + HICCUP_S
     gateways = look(fleet)
+    while any(one.error and not one.missing for one in gateways) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        gateways = look(fleet)
     _demand(gateways, replica, "seen")
     found = standing(gateways, replica.name)
     if found is None:

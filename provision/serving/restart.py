@@ -30,7 +30,11 @@ def restart(fleet: Fleet, replica: Replica, *, on_step: Callable[[str], object] 
 
 
 def steps(replica: Replica) -> Iterator[tuple[str, Sequence[Host], str]]:
-    """What is done, in order: a sentence, where, and root's command. vLLM stops first and starts last."""
+    """What is done, in order: a sentence, where, and root's command.
+
+    vLLM stops first. Where Ray joins the hosts, its head has vLLM start, which waits for the workers to be back: they
+    are stopped before, since one that stops later would end the engine that begins.
+    """
     head, workers = replica.head, replica.hosts[1:]
     if not workers:
         yield f"restarting vLLM on {head.name}", [head], "systemctl restart vllm.service"
@@ -38,8 +42,9 @@ def steps(replica: Replica) -> Iterator[tuple[str, Sequence[Host], str]]:
     names = ", ".join(host.name for host in workers)
     yield f"stopping vLLM on {head.name}", [head], "systemctl stop vllm.service"
     if replica.joined_by_ray:
+        yield f"stopping Ray on {names}", workers, "systemctl stop ray-worker.service"
         yield f"restarting Ray on {head.name}", [head], "systemctl restart ray-head.service"
-        yield f"restarting Ray on {names}", workers, "systemctl restart ray-worker.service"
+        yield f"starting Ray on {names}", workers, "systemctl start ray-worker.service"
     else:
         yield f"restarting vLLM on {names}", workers, "systemctl restart vllm.service"
     yield f"starting vLLM on {head.name}", [head], "systemctl start vllm.service"
@@ -51,7 +56,7 @@ def _do(replica: Replica, hosts: Sequence[Host], command: str) -> None:
             why = answer.trouble.message if answer.trouble else (answer.text.strip() or answer.error)
             raise RestartError(
                 f"{replica.name}: {command} did not succeed on {answer.host.name}: {why}\n"
-                f"  {_next(replica)}  Look there:  {command.replace('restart', 'status').replace('start', 'status')}"
+                f"  {_next(replica)}\n  Look there:  {command.replace('restart', 'status').replace('start', 'status')}"
             )
 
 
@@ -65,10 +70,13 @@ def _wait(fleet: Fleet, replica: Replica) -> None:
         if time.monotonic() > deadline:
             raise RestartError(
                 f"{replica.name} does not generate: {' '.join(status.problems)}\n"
-                f"  {_next(replica)}  Look on {replica.head.name}:  journalctl -u vllm.service"
+                f"  {_next(replica)}\n  Look on {replica.head.name}:  journalctl -u vllm.service"
             )
         time.sleep(LOOK_S)
 
 
 def _next(replica: Replica) -> str:
-    return f"{replica.name} stays out of rotation; the other replicas serve on."
+    return (
+        f"{replica.name} stays out of rotation, and the other replicas serve on. Once it generates again, either of "
+        "provision serve admit and provision bootstrap takes it back."
+    )

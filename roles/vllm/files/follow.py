@@ -20,7 +20,7 @@ import time
 import uuid
 from pathlib import Path
 
-POLL_S = 2.0
+POLL_S = 0.5  # the head sends no requests to an engine whose host says nothing for a few seconds
 ENDS = 70  # the exit status by which the unit knows
 
 
@@ -31,11 +31,14 @@ class Head:
         self.host, _, port = place.rpartition(":")
         self.port, self.own = int(port), own
 
-    def epoch(self, start: str) -> str | None:
-        """Of the engine that this host's start belongs to; empty for none, None if the head does not answer."""
+    def epoch(self, start: str, mine: str = "") -> str | None:
+        """Of the engine that this host's start belongs to; empty for none, None if the head does not answer.
+
+        Whoever is part of an epoch says of which (`mine`): the head would else take it for one that joins the next.
+        """
         connection = http.client.HTTPConnection(self.host, self.port, timeout=5, source_address=(self.own, 0))
         try:
-            connection.request("GET", f"/join/{start}")
+            connection.request("GET", f"/join/{start}/{mine}".rstrip("/"))
             answer = connection.getresponse()
             text = answer.read().decode().strip()
         except (OSError, http.client.HTTPException):
@@ -50,22 +53,27 @@ def join(head: Head, run: Path, command: list[str]) -> None:
     start = uuid.uuid4().hex
     print(f"Waiting for vLLM on {head.host} to begin.", flush=True)
     while not (epoch := head.epoch(start)):
-        time.sleep(POLL_S / 2)
+        time.sleep(POLL_S)
     (run / "start").write_text(f"{start}\n")
     (run / "epoch").write_text(f"{epoch}\n")
     os.execv(command[0], command)  # noqa: S606 - as the unit says
 
 
+def joined(run: Path) -> tuple[str, str]:
+    """Which start of this host is part of which epoch; empty where vLLM does not run here, or waits to join."""
+    try:
+        return (run / "start").read_text().strip(), (run / "epoch").read_text().strip()
+    except OSError:
+        return "", ""
+
+
 def watch(head: Head, run: Path) -> None:
     """Tell the head that this host is there, until it has gone on without it."""
     while True:
-        try:
-            start, mine = (run / "start").read_text().strip(), (run / "epoch").read_text().strip()
-        except OSError:
-            mine = ""  # vLLM does not run here, or waits to join
+        start, mine = joined(run)
         if mine:
-            now = head.epoch(start)
-            if now not in (None, mine) and (run / "epoch").exists():
+            now = head.epoch(start, mine)
+            if now not in (None, mine) and joined(run) == (start, mine):  # it may have begun anew meanwhile
                 print(f"vLLM on {head.host} began anew, or is about to. So does this host's part.", flush=True)
                 raise SystemExit(ENDS)
         time.sleep(POLL_S)

@@ -6,7 +6,8 @@ counters show while requests run, and one asked for every few seconds while none
 never asked for more, and counts as well as long as its counters move. VLLM_API_KEY is the key, if vLLM wants one.
 
 When it has made none for much longer, this ends with 70, whereupon systemd starts the engine anew. So it does when a
-host that belongs to the engine is gone or began anew: without Ray, vLLM itself would not notice (see follow.py).
+host that belongs to the engine is gone or began anew: without Ray, vLLM itself would not notice (see follow.py). A host
+that says nothing for a few seconds may be back at once, but whoever asked meanwhile would wait in vain: 503 until then.
 
 Standard library only, Python 3.9 and later.
 """
@@ -14,6 +15,7 @@ Standard library only, Python 3.9 and later.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -23,7 +25,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,7 +35,8 @@ COUNT_S = 2  # between two readings of the counters, which cost vLLM some millis
 CANARY_S = 30  # between two questions to an engine that has nothing to do; workers spin for a second after each
 RETRY_S = 2  # after one that failed
 LOOK_S = 5  # that /metrics has to answer
-SILENCE_S = 15  # without a word of a host that had joined, after which it is gone
+MISSED_S = 3  # without a word of a host of the engine, after which no request is sent there
+SILENCE_S = 15  # after which it is gone
 HANGS = 70  # the exit status by which the unit knows
 METRIC = re.compile(r"^vllm:(num_requests_running|num_requests_waiting|prompt_tokens_total|generation_tokens_total)\b")
 ENGINE = re.compile(r'\bengine="([^"]*)"')
@@ -122,12 +126,17 @@ class Judge:
 
 
 class Group:
-    """The hosts whose processes form one engine. Each start on the head is another epoch, which they join once."""
+    """The other hosts whose processes form one engine, and when each was last heard of.
+
+    Without Ray each start on the head is another epoch, which they join once, and ask after (`others`). Those that Ray
+    joins are asked whether its service takes a connection (`members`).
+    """
 
     def __init__(self, epoch_file: str, others: Sequence[str]) -> None:
         self.file, self.others = Path(epoch_file), others
         self.epoch, self.broken = "", ""
         self.joined: dict[str, tuple[str, float]] = {}  # by address: which start of that host, and when it last asked
+        self.met: dict[str, float] = {}  # by address and port: when it last took a connection
         self.lock = threading.Lock()
 
     def read(self) -> str:
@@ -140,10 +149,15 @@ class Group:
             self.epoch, self.broken, self.joined = epoch, "", {}
         return epoch
 
-    def join(self, now: float, address: str, start: str) -> str:
-        """What a host is to belong to, which began as `start`; empty where it must wait for the next epoch."""
+    def join(self, now: float, address: str, start: str, mine: str = "") -> str:
+        """What a host is to belong to, which began as `start`; empty where it must wait for the next epoch.
+
+        One that tells of another epoch as its own (`mine`) only learns that it is over: it is about to begin anew.
+        """
         with self.lock:
             epoch = self.read()
+            if mine not in ("", epoch):
+                return epoch
             known = self.joined.get(address)
             if known and known[0] != start:
                 self.broken = f"{address} began anew"
@@ -151,6 +165,21 @@ class Group:
                 return ""
             self.joined[address] = (start, now)
             return epoch
+
+    def meet(self, now: float, place: str) -> None:
+        """A host that Ray joins took a connection."""
+        with self.lock:
+            self.met[place] = now
+
+    def missing(self, now: float) -> str:
+        """Why no request should be sent here although the engine generates; empty if nobody is missing."""
+        with self.lock:
+            self.read()
+            heard = {**self.met, **{address: seen for address, (_, seen) in self.joined.items()}}
+        silent = (
+            f"{place} was not heard of for {now - seen:.0f} s" for place, seen in heard.items() if now - seen > MISSED_S
+        )
+        return next(silent, "")
 
     def trouble(self, now: float) -> str:
         """Why the engine cannot go on; empty if it can."""
@@ -234,6 +263,17 @@ def canary(judge: Judge, url: str, model: str) -> None:
         time.sleep(POLL_S)
 
 
+def meet(group: Group, place: str) -> None:
+    """See whether a host that Ray joins is there, for ever: vLLM notices its end much later."""
+    address, _, port = place.rpartition(":")
+    group.meet(time.monotonic(), place)
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection((address, int(port)), MISSED_S).close()
+            group.meet(time.monotonic(), place)
+        time.sleep(POLL_S)
+
+
 def handler(judge: Judge, group: Group) -> type[BaseHTTPRequestHandler]:
     """What answers the gateway, and the other hosts of the engine."""
 
@@ -242,16 +282,19 @@ def handler(judge: Judge, group: Group) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             if self.path.startswith("/join/"):
-                self.join(self.path[len("/join/") :])
+                self.join(*self.path[len("/join/") :].split("/", 1))
                 return
-            good, why = judge.verdict(time.monotonic())
+            now = time.monotonic()
+            good, why = judge.verdict(now)
+            if good and (missing := group.missing(now)):
+                good, why = False, missing
             self.say(200 if good else 503, why)
 
-        def join(self, start: str) -> None:
+        def join(self, start: str, mine: str = "") -> None:
             if self.client_address[0] not in group.others:
                 self.say(403, "that host does not belong to this replica")
                 return
-            epoch = group.join(time.monotonic(), self.client_address[0], start)
+            epoch = group.join(time.monotonic(), self.client_address[0], start, mine)
             self.say(200 if epoch else 503, epoch or "there is nothing to join yet")
 
         def say(self, status: int, text: str) -> None:
@@ -291,9 +334,14 @@ def main() -> None:
     parser.add_argument(
         "--others", nargs="*", default=[], metavar="ADDRESS", help="hosts that join this one without Ray"
     )
+    parser.add_argument(
+        "--members", nargs="*", default=[], metavar="ADDRESS:PORT", help="Ray's service on the hosts that it joins"
+    )
     asked = parser.parse_args()
     judge, group = Judge(asked.stall), Group(asked.epoch, asked.others)
-    for work in (lambda: watch(judge, group, asked.url, asked.hang), lambda: canary(judge, asked.url, asked.model)):
+    works: list[Callable[[], None]] = [partial(meet, group, place) for place in asked.members]
+    works += [partial(watch, judge, group, asked.url, asked.hang), partial(canary, judge, asked.url, asked.model)]
+    for work in works:
         threading.Thread(target=work, daemon=True).start()
     address, _, port = asked.listen.rpartition(":")
     Server((address, int(port)), handler(judge, group)).serve_forever()

@@ -11,12 +11,16 @@ from click.testing import CliRunner
 from provision.cli.resume import back_by, resume
 from provision.cli.serve import serve
 from provision.converge.history import RunRecord
-from provision.errors import ProvisionError, UsageError
+from provision.converge.lock import locked
+from provision.errors import LockedError, ProvisionError, UsageError
 from provision.inventory import load_fleet
 from provision.serving import gateway, restart
 from provision.serving.gateway import Drained, Rotation
 from provision.serving.restart import RestartError
 from provision.ssh import Answer, Call
+
+STATES: dict[str, Rotation] = {}
+BY_RESTART = "run of provision serve restart"
 
 
 @pytest.fixture
@@ -32,8 +36,9 @@ def inventory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was done, in order, by stand-ins for the gateways and the hosts."""
+def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What was done, in order, by stand-ins for the gateways and the hosts; `STATES` is what the gateway has."""
+    STATES.update(dict.fromkeys("ab", Rotation("in", 0, "L7OK")))
     found: list[str] = []
 
     def drain(fleet, replica, deadline_s, *, by, on_look):
@@ -49,6 +54,19 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.extend(f"{one.host.name}: {one.script.removesuffix(' 2>&1')}" for one in calls)
         return [Answer(one.host) for one in calls]
 
+    class Lease:
+        def __init__(self, hosts, run):
+            found.append(f"hold {', '.join(host.name for host in hosts)}")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("provision.cli.serve.Lease", Lease)
+    monkeypatch.setattr(gateway, "look", lambda fleet: [gateway.Gateway(fleet.gateways[0], STATES)])
     monkeypatch.setattr(gateway, "drain", drain)
     monkeypatch.setattr(gateway, "admit", admit)
     monkeypatch.setattr(restart, "call", call)
@@ -79,23 +97,42 @@ def test_admit(inventory: Path, done: list[str]) -> None:
 def test_restart_drains_first_restarts_in_order_and_admits_what_generates(inventory: Path, done: list[str]) -> None:
     run("restart", inventory, "a")
     assert done == [
-        "drain a 600 by provision serve drain",
+        "hold a1, a2",
+        f"drain a 600 by {BY_RESTART}",
         "a1: systemctl stop vllm.service",
+        "a2: systemctl stop ray-worker.service",
         "a1: systemctl restart ray-head.service",
-        "a2: systemctl restart ray-worker.service",
+        "a2: systemctl start ray-worker.service",
         "a1: systemctl start vllm.service",
         "token of a",
         "admit a",
     ]
     done.clear()
     run("restart", inventory, "b")
-    assert done[1:-2] == ["b1: systemctl restart vllm.service"]
+    assert done[2:-2] == ["b1: systemctl restart vllm.service"]
+
+
+def test_the_last_in_rotation_is_not_restarted_unless_a_person_drained_it(inventory: Path, done: list[str]) -> None:
+    STATES["a"] = Rotation("down", 0, "L4CON")
+    with pytest.raises(UsageError, match="b is the only replica in rotation"):
+        run("restart", inventory, "b")
+    assert done == ["hold b1"]
+    STATES["b"] = Rotation("draining", 0, "L7OK", "provision serve drain")
+    assert "b generates, and stays drained" in run("restart", inventory, "b")
+    assert "drain b 600 by provision serve drain" in done
+    assert "admit b" not in done
+
+
+def test_what_a_run_is_changing_is_not_restarted(inventory: Path, done: list[str]) -> None:
+    with locked(inventory), pytest.raises(LockedError):
+        run("restart", inventory, "b")
+    assert done == []
 
 
 def test_what_does_not_restart_stays_out(inventory: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "call", lambda calls, **_: [Answer(one.host, "no such unit", 5) for one in calls])
     with pytest.raises(
-        RestartError, match=r"did not succeed on b1: no such unit\n.*stays out of rotation.*status vllm"
+        RestartError, match=r"did not succeed on b1: no such unit\n.*stays out of rotation.*\n.*status vllm"
     ):
         run("restart", inventory, "b")
     assert not [what for what in done if what.startswith("admit")]
@@ -110,7 +147,7 @@ def test_names_and_gateways_that_do_not_exist(inventory: Path, done: list[str]) 
     with pytest.raises(ProvisionError, match="has no gateway, so there is no rotation"):
         run("drain", inventory, "b")
     assert "There is no gateway: whoever asks b meanwhile is refused." in run("restart", inventory, "b")
-    assert done == ["b1: systemctl restart vllm.service", "token of b"]
+    assert done == ["hold b1", "b1: systemctl restart vllm.service", "token of b"]
 
 
 def test_rollback_is_a_bootstrap_of_one_replica_by_the_inventory_as_it_was(

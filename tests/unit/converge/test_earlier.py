@@ -270,6 +270,7 @@ def test_an_inventory_that_is_one_file_is_kept_with_what_belongs_to_it(inventory
     ("change", "moved"),
     [
         ({"vllm_port": 9000}, "where it answers"),
+        ({"vllm_served_model_name": "another"}, "vllm_served_model_name"),
         ({"vllm_api_key": "{{ lookup('env', 'KEY') }}"}, "vllm_api_key"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from provision.converge import rotation
 from provision.converge.recorder import Recorder
 from provision.converge.rotation import Rotation
+from provision.errors import LockedError
 from provision.inventory import Fleet, Host, Replica
 from provision.serving import gateway
 from provision.serving.gateway import Drained, Gateway, GatewayError
@@ -30,6 +33,17 @@ class World:
         self.told: list[str] = []
         self.broken = ""
         self.missing = False
+        self.held = False
+
+    @contextmanager
+    def hold(self, replica: Replica) -> Iterator[None]:
+        if self.held:
+            raise LockedError("another run is at work there")
+        self.told.append(f"hold {replica.name}")
+        yield
+
+    def let(self, fleet: Fleet, replica: Replica) -> None:
+        self.told.append(f"let {replica.name}")
 
     def look(self, fleet: Fleet) -> list[Gateway]:
         if self.missing:
@@ -55,7 +69,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    for name in ("look", "drain", "admit"):
+    for name in ("look", "drain", "admit", "let"):
         monkeypatch.setattr(gateway, name, getattr(made, name))
     return made
 
@@ -70,7 +84,7 @@ def run(tmp_path: Path, world: World, events: list[dict]) -> Rotation:
     fleet = Fleet(
         tmp_path, (tmp_path,), {"gw": host("gw")}, {"gateway": ("gw",)}, (A, B), load_stack(tmp_path), lab=False
     )
-    return Rotation(fleet, Recorder(["gpu-a", "gpu-b"], (), "7", events.append), "7")
+    return Rotation(fleet, Recorder(["gpu-a", "gpu-b"], (), "7", events.append), "7", world.hold)
 
 
 def failure(run: Rotation, name: str) -> str:
@@ -109,7 +123,37 @@ def test_the_last_one_in_rotation_is_left_there(run: Rotation, world: World) -> 
 def test_what_a_run_that_died_left_out_comes_back_and_nothing_else(run: Rotation, world: World) -> None:
     world.states["b"] = gateway.Rotation("down", 0, "L4CON", "run 6")  # its check has not seen it yet
     assert run.come_back([A, B])
-    assert world.told == ["admit b"]
+    assert world.told == ["hold b", "admit b"]
+
+
+def test_what_a_run_that_lives_has_drained_is_left_to_it(run: Rotation, world: World) -> None:
+    world.states["b"] = gateway.Rotation("draining", 0, "L7OK", "run 6")
+    world.held = True
+    assert run.come_back([A, B])
+    assert world.told == []
+
+
+def test_one_that_does_not_serve_is_kept_out_while_it_is_changed(run: Rotation, world: World, events: list) -> None:
+    world.states["a"] = gateway.Rotation("down", 0, "L4CON")
+    run.keep_out([A])
+    assert world.states["a"].by == "run 7"
+    assert run.come_back([A])
+    assert world.told == ["drain a 600", "let a"]  # and not waited for: it did not serve before
+    assert events == []
+
+
+def test_one_that_does_not_serve_is_changed_although_a_gateway_cannot_be_told(run: Rotation, world: World) -> None:
+    world.states["a"] = gateway.Rotation("down", 0, "L4CON")
+    world.broken = "a could not be drained at gateway gw: nothing answers"
+    run.keep_out([A])
+    assert failure(run, "gpu-a") == ""
+
+
+@pytest.mark.parametrize("by", ["run 6", "provision serve drain"])
+def test_one_that_is_out_already_is_kept_out_by_whoever_drained_it(run: Rotation, world: World, by: str) -> None:
+    world.states["a"] = gateway.Rotation("down", 0, "L4CON", by)
+    run.keep_out([A])
+    assert world.told == []
 
 
 def test_one_that_cannot_be_drained_is_not_changed(run: Rotation, world: World) -> None:
@@ -136,6 +180,6 @@ def test_before_the_first_gateway_runs_nothing_is_asked_of_it(run: Rotation, wor
 def test_without_a_gateway_none_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotation.gateway, "look", lambda _fleet: pytest.fail("there is none to look at"))
     fleet = Fleet(tmp_path, (tmp_path,), {}, {}, (A,), load_stack(tmp_path), lab=False)
-    run = Rotation(fleet, Recorder(["gpu-a"], (), "7", lambda _event: None), "7")
+    run = Rotation(fleet, Recorder(["gpu-a"], (), "7", lambda _event: None), "7", nullcontext)
     assert run.leave([A])
     assert run.come_back([A])

@@ -107,6 +107,42 @@ def test_one_that_falls_silent_meanwhile_has_the_others_take_it_back(fleet: Flee
     assert gateways.told == ["gw-1: drain r1 x", "gw-1: admit r1"]
 
 
+def test_a_gateway_that_does_not_answer_for_a_moment_ends_no_drain(fleet: Fleet, ask, monkeypatch) -> None:
+    gateways = ask(gw_1=[("in", 1), ("draining", 0)], gw_2=[("in", 0), ("draining", 0)])
+    silent = Answer(host("gw-2"), trouble=Trouble("timeout", "nothing answers", "look", True))
+    missed = iter([False, False, True, True, False])  # the first look, the drain, two looks, a third
+
+    def answer(calls: list[Call], **_: object) -> list[Answer]:
+        out = next(missed)
+        return [silent if out and one.host.name == "gw-2" else gateways.answer(one) for one in calls]
+
+    monkeypatch.setattr(gateway, "call", answer)
+    assert gateway.drain(fleet, REPLICA, 60, by="x").in_flight == 0
+    assert list(missed) == []
+
+
+def test_one_that_stays_silent_ends_the_drain_and_the_others_take_it_back(fleet: Fleet, ask, monkeypatch) -> None:
+    gateways = ask(gw_1=[("in", 1), ("draining", 1)], gw_2=[("in", 0)])
+    silent = Answer(host("gw-2"), trouble=Trouble("timeout", "nothing answers", "look", True))
+    asked: list[int] = []
+
+    def answer(calls: list[Call], **_: object) -> list[Answer]:
+        asked.append(1)
+        return [silent if len(asked) > 2 and one.host.name == "gw-2" else gateways.answer(one) for one in calls]
+
+    monkeypatch.setattr(gateway, "call", answer)
+    monkeypatch.setattr(gateway, "HICCUP_S", 0.1)
+    with pytest.raises(GatewayError, match="r1 could not be seen at gateway gw-2: nothing answers"):
+        gateway.drain(fleet, REPLICA, 60, by="x")
+    assert gateways.told[-1] == "gw-1: admit r1"
+
+
+def test_a_drain_that_somebody_ends_is_no_drain(fleet: Fleet, ask) -> None:
+    ask(gw_1=[("in", 1), ("draining", 1), ("in", 1)], gw_2=[("in", 1), ("draining", 1), ("in", 1)])
+    with pytest.raises(GatewayError, match="sent requests again by somebody else"):
+        gateway.drain(fleet, REPLICA, 60, by="x")
+
+
 def test_a_person_counts_before_a_run_whatever_is_worst() -> None:
     rows = [("down", ""), ("draining", "run 6"), ("in", "provision serve drain")]
     seen = [gateway.Gateway(host("gw"), {"r1": Rotation(state, 0, "L7OK", by)}) for state, by in rows]

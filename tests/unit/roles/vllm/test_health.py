@@ -1,6 +1,7 @@
 """Progress, not a status code: what the program on each head tells the gateway of its engine."""
 
 import http.client
+import socket
 import subprocess
 import sys
 
@@ -162,33 +163,80 @@ def test_a_host_that_falls_silent_is_gone_and_one_that_has_not_come_yet_is_not(g
     assert group.trouble(1016) == "10.0.0.2 is gone"
 
 
+def test_who_asks_after_an_epoch_that_is_over_joins_no_other_by_it(group):
+    group.begin("e1\n")
+    assert group.join(1, "10.0.0.2", "a") == "e1"
+    group.begin("e2\n")
+    assert group.join(2, "10.0.0.2", "a", "e1") == "e2"  # it learns that it must begin anew
+    assert group.join(3, "10.0.0.2", "b") == "e2"  # and does
+    assert group.join(4, "10.0.0.2", "b", "e2") == "e2"
+    assert group.trouble(4) == ""
+
+
+def test_nobody_is_sent_to_an_engine_whose_host_says_nothing(group):
+    group.begin("e1\n")
+    assert group.missing(1000) == ""  # it has not joined yet
+    group.join(1000, "10.0.0.2", "a")
+    assert group.missing(1003) == ""
+    assert group.missing(1004) == "10.0.0.2 was not heard of for 4 s"
+    assert group.trouble(1004) == ""
+    group.meet(1004, "10.0.0.3:6380")
+    group.join(1006, "10.0.0.2", "a", "e1")
+    assert group.missing(1006) == ""
+    assert group.missing(1009) == "10.0.0.3:6380 was not heard of for 5 s"
+
+
+def test_the_program_tells_of_a_host_that_ray_joins_and_that_is_gone(replicas, until, free_port):
+    first, port, member = replicas[0], free_port(), socket.create_server(("127.0.0.1", 0))
+    argv = [
+        PROGRAM,
+        "--listen",
+        f"127.0.0.1:{port}",
+        "--url",
+        f"http://{first.address}:{first.port}",
+        "--model",
+        "tiny",
+    ]
+    argv += ["--members", f"127.0.0.1:{member.getsockname()[1]}"]
+    program = subprocess.Popen([sys.executable, "-I", "-S", *argv])
+    try:
+        until(lambda: told(port)[0] == 200)
+        member.close()
+        until(lambda: told(port)[0] == 503)
+        assert "was not heard of for" in told(port)[1]
+    finally:
+        program.kill()
+        program.wait()
+
+
+def told(port: int) -> tuple[int, str]:
+    """What the program answers the gateway."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError:
+        return 0, ""
+    finally:
+        connection.close()
+
+
 def test_the_program_tells_of_an_engine_that_hangs_behind_an_api_that_answers(replicas, until, free_port):
     first, port = replicas[0], free_port()
-
-    def told() -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        try:
-            connection.request("GET", "/health")
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        except OSError:
-            return 0, ""
-        finally:
-            connection.close()
-
     url = f"http://{first.address}:{first.port}"
     argv = [PROGRAM, "--listen", f"127.0.0.1:{port}", "--url", url, "--model", "tiny", "--stall", "12"]
     program = subprocess.Popen([sys.executable, "-I", "-S", *argv])
     try:
-        until(lambda: told()[0] == 200)
+        until(lambda: told(port)[0] == 200)
         first.get("/hang")
-        until(lambda: told() and told()[0] == 503)
-        assert "no token for" in told()[1]
+        until(lambda: told(port)[0] == 503)
+        assert "no token for" in told(port)[1]
         assert first.get("/v1/models")  # as dead engines do
         first.get("/wake")
-        until(lambda: told()[0] == 200)
+        until(lambda: told(port)[0] == 200)
         first.kill()
-        until(lambda: "takes no connection" in told()[1])
+        until(lambda: "takes no connection" in told(port)[1])
     finally:
         program.kill()
         program.wait()
