@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from provision.content import content_root, parsed
+from provision.converge.scrub import CREDENTIALS
 from provision.converge.stages import STAGES
 from provision.drift import verifier_text
 from provision.inventory import Fleet, Host
@@ -33,7 +34,6 @@ STACK = "stack."
 CHAINED = ("transfer",)  # stages that depend on which hosts of the whole fleet hold the same model
 CODE = {"code", "verifier"}  # inputs that are no variables, but parts of provision itself
 LARGEST_FILE = 1 << 20  # bytes; a file that a variable names and a role reads on the controller is a key or certificate
-CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 def inputs_of(fleet: Fleet) -> Inputs:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from provision.content import content_root
 from provision.inventory import Fleet
@@ -17,6 +17,8 @@ MASK = "********"
 SHORTEST = 6  # characters; what is shorter would mask half of every sentence, and guard nothing
 # Ansible's own. `vault_*` is where an inventory keeps what it encrypts.
 ANSIBLE = re.compile(r"ansible_(.*_)?(pass|password|passphrase|pin|secret)$|vault_")
+CREDENTIALS = re.compile(r"://([^/\s]*)@")  # in a URL, of a proxy or a mirror: the user, or user:password
+TOKEN = 16  # characters; a user of a URL that is so long is a key, and no name: masked names would tell nothing
 
 
 class Scrubber:
@@ -54,12 +56,16 @@ def _specs() -> Mapping[str, Spec]:
 
 
 def secret_values(fleet: Fleet) -> frozenset[str]:
-    """What a fleet's hosts have in variables declared `no_log` by a role, in Ansible's passwords, and in `vault_*`."""
+    """What a fleet's hosts have in variables declared `no_log` by a role, in Ansible's passwords, and in `vault_*`.
+
+    And the credentials of every URL, whatever variable it stands in.
+    """
     specs = load_schema(content_root()).specs
     found: set[str] = set()
     for host in fleet.hosts.values():
         for name, value in {**host.defaults, **host.variables}.items():
             found.update(_strings(value) if ANSIBLE.match(name) else _secrets(value, specs.get(name)))
+            found.update(secret for text in _strings(value) for secret in _credentials(text))
     names = {*fleet.hosts, *fleet.groups}  # a login may be called as a host is; masked names would tell nothing
     return frozenset(text for text in found if len(text) >= SHORTEST and text not in names)
 
@@ -76,6 +82,14 @@ def _secrets(value: object, spec: Spec | None) -> Iterator[str]:
     elif isinstance(value, list) and spec.options:
         for item in value:
             yield from _secrets(item, spec)
+
+
+def _credentials(text: str) -> Iterator[str]:
+    """What nobody may see of the URLs in a text: passwords, alone and with their users; as they stand, and decoded."""
+    for login in CREDENTIALS.findall(text):
+        user, _, password = login.partition(":")
+        for secret in (password, login if password else "", user if len(user) >= TOKEN else ""):
+            yield from (secret, unquote(secret))
 
 
 def _strings(value: object) -> Iterator[str]:

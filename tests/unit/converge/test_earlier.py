@@ -217,13 +217,18 @@ def test_a_run_can_be_named_if_it_left_the_replica_standing(inventory, say, run)
     assert earlier.earlier(*replica(inventory, "b"), third).id == third
 
 
-def test_no_secret_in_clear_text_is_copied_and_the_run_says_why(inventory, say, run):
-    say(vllm_api_key="in-clear-text-for-all")
+@pytest.mark.parametrize(
+    "secret",
+    [{"vllm_api_key": "in-clear-text-for-all"}, {"site_http_proxy": "http://bob:in-clear-text-for-all@proxy:3128"}],
+    ids=["key", "URL"],
+)
+def test_no_secret_in_clear_text_is_copied_and_the_run_says_why(inventory, say, run, secret):
+    say(**secret)
     first = run()
     directory = earlier.runs()[0].directory
     assert "in-clear-text" not in "".join(path.read_text() for path in directory.rglob("*") if path.is_file())
     assert not (directory / "inventory").exists()
-    say(vllm_api_key="in-clear-text-for-all", vllm_stall_seconds=8)
+    say(**secret, vllm_stall_seconds=8)
     run()
     with pytest.raises(UsageError, match=rf"{first} was not kept: .*serving\.yml holds a secret in clear text"):
         earlier.earlier(*replica(inventory))

@@ -50,3 +50,34 @@ def test_which_values_are_secret(monkeypatch):
     host = SimpleNamespace(variables=variables, defaults={"token": "eeeeee"})
     fleet = SimpleNamespace(hosts={"gpu-01": host}, groups={})
     assert secret_values(fleet) == {"tttttt", "dddddd", "vvvvvv", "123456", "bbbbbb"}
+
+
+@pytest.mark.parametrize(
+    ("value", "secrets"),
+    [
+        ("http://bob:s3cret-1@proxy:3128", {"s3cret-1", "bob:s3cret-1"}),
+        ("http://bob:s3%40cret%2F1@proxy", {"s3%40cret%2F1", "s3@cret/1", "bob:s3%40cret%2F1", "bob:s3@cret/1"}),
+        ("http://bob:with@sign@proxy/a:b@c", {"with@sign", "bob:with@sign"}),
+        ({"site": "URIs: https://bob:apt-pw@mirror/debian\nSuites: trixie\n"}, {"apt-pw", "bob:apt-pw"}),
+        ([{"a": ["https://one/", "https://bob:in-deep@two/"]}], {"in-deep", "bob:in-deep"}),
+        ("http://a:s3cret-1@one,http://b:s3cret-2@two", {"s3cret-1", "a:s3cret-1", "s3cret-2", "b:s3cret-2"}),
+        ("http://bob:pw@proxy", {"bob:pw"}),  # alone it would mask half of every sentence
+        ("https://ghp_0123456789abcdef@git/x", {"ghp_0123456789abcdef"}),
+        ("https://ghp_0123456789abcdef:x@git/x", {"ghp_0123456789abcdef", "ghp_0123456789abcdef:x"}),
+        ("ssh://ubuntu@git/x", set()),  # a login says nothing that is secret, and occurs elsewhere
+        ("http://bob:gpu-01@proxy", {"bob:gpu-01"}),
+        ("http://proxy:3128/a@b bob:s3cret@x", set()),
+    ],
+)
+def test_credentials_of_urls_are_secret_in_any_variable(monkeypatch, value, secrets):
+    monkeypatch.setattr(scrub, "load_schema", lambda _root: Schema({}, {}, {}))
+    host = SimpleNamespace(variables={"site_http_proxy": value}, defaults={})
+    assert secret_values(SimpleNamespace(hosts={"gpu-01": host}, groups={})) == secrets
+
+
+def test_a_url_is_shown_without_its_credentials(monkeypatch):
+    monkeypatch.setattr(scrub, "load_schema", lambda _root: Schema({}, {}, {}))
+    host = SimpleNamespace(variables={}, defaults={"site_http_proxy": "http://bob:s3%40cret@proxy:3128"})
+    scrubber = Scrubber(secret_values(SimpleNamespace(hosts={"gpu-01": host}, groups={})))
+    assert scrubber.text("+http_proxy=http://bob:s3%40cret@proxy:3128") == f"+http_proxy=http://{MASK}@proxy:3128"
+    assert scrubber.text("bob said s3@cret") == f"bob said {MASK}"
