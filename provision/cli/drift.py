@@ -16,6 +16,7 @@ from provision.cli.drift_screen import Rehearsal, changes_since, document, scree
 from provision.cli.fleet import inventory_argument, lab_option, load
 from provision.cli.progress import progress
 from provision.converge import bootstrap
+from provision.converge.scrub import Scrubber, secret_values
 from provision.drift.look import HostLook, Spared, healable, look, together
 from provision.errors import LockedError
 from provision.inventory import Fleet, Host, select
@@ -58,6 +59,7 @@ class Drift:
     def __init__(self, fleet: Fleet, rehearsal: Rehearsal, hosts: Sequence[Host], heal: bool, as_json: bool) -> None:
         self.fleet, self.rehearsal, self.hosts, self.heal, self.as_json = fleet, rehearsal, hosts, heal, as_json
         self.console = Console(soft_wrap=True, highlight=False)
+        self.scrub = Scrubber(secret_values(fleet))  # files that drifted may hold a proxy's password
         self.seen: list[HostLook] = []
 
     def first(self) -> int:
@@ -89,7 +91,8 @@ class Drift:
         if self.heal and not self.as_json:
             self._print(_outcome(looks, healed, spared))
         if self.as_json:
-            click.echo(json.dumps(document(looks, seconds, healed if self.heal else None, spared)))
+            found = document(looks, seconds, healed if self.heal else None, spared)
+            click.echo(json.dumps(self.scrub.value(found)))
         self.seen = looks
         return exit_code(looks)
 
@@ -110,7 +113,7 @@ class Drift:
 
     def _print(self, lines: Sequence[str]) -> None:
         for line in lines:
-            self.console.print(line)
+            self.console.print(self.scrub.text(line))
 
 
 def _outcome(looks: Sequence[HostLook], healed: dict[str, tuple[str, ...]], spared: Sequence[Spared]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,7 +58,8 @@ def drift(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
             except StopIteration:
                 raise KeyboardInterrupt from None
 
-        fleet = SimpleNamespace(replicas=(), path=Path("inventory/prod"))
+        proxied = SimpleNamespace(variables={"site_http_proxy": "http://bob:s3cret-1@proxy"}, defaults={})
+        fleet = SimpleNamespace(replicas=(), path=Path("inventory/prod"), hosts={"a": proxied}, groups={})
         monkeypatch.setattr(command, "load", lambda _inventory, _lab: fleet)
         monkeypatch.setattr(command, "select", lambda _fleet, _limit: ())
         monkeypatch.setattr(command, "look", look)
@@ -101,6 +103,14 @@ def test_what_differs_who_did_it_and_what_to_type(drift) -> None:
 )
 def test_exit_codes(drift, looks, code) -> None:
     assert drift(looks=[looks]).code == code
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_password_of_a_file_that_drifted_is_not_shown(drift, arguments) -> None:
+    proxy = finding(resource="http_proxy", before="http://bob:s3cret-1@proxy\n", after="")
+    done = drift(*arguments, looks=[[host("a", replace(proxy, who="by uid 0 with `export x=s3cret-1`"))]])
+    assert "http_proxy" in done.out
+    assert "s3cret-1" not in done.out
 
 
 def test_a_bare_host_and_one_that_is_gone(drift) -> None:
