@@ -92,7 +92,10 @@ def _not_whole(planning: Planning) -> Iterator[str]:
 def _nothing(plan: Plan, seconds: float) -> str:
     verified = f"{counted(len(plan.hosts), 'host')} verified in {seconds:.1f} s: nothing to change."
     visits = [f"{visit.stage} on {host}" for host, own in plan.visits.items() for visit in own]
-    return f"{verified} A run would look again at {escape(_named(visits))}." if visits else verified
+    out = [name for wave in plan.waves for name in wave.out]
+    turns = ", one after another" if len(out) > 1 else ""
+    leave = f"; {escape(_named(out))} would leave rotation for it{turns}" if out else ""
+    return f"{verified} A run would look again at {escape(_named(visits))}{leave}." if visits else verified
 
 
 def _heading(planning: Planning, names: Sequence[str], groups: Sequence[Sequence[str]]) -> str:
@@ -100,11 +103,12 @@ def _heading(planning: Planning, names: Sequence[str], groups: Sequence[Sequence
     plan, everyone = planning.plan, [name for group in groups for name in group]
     if any(_trouble(planning, host) for host in everyone):
         return "cannot be planned as a whole"
-    if not any(host in plan.changes for host in everyone):
-        return "nothing would change" if any(host in plan.visits for host in everyone) else "nothing to do"
     mine = [(number, wave) for number, wave in enumerate(plan.waves, 1) if {*wave.hosts} & {*everyone}]
     out = [(number, wave) for number, wave in mine if {*wave.out} & {*names}]
-    said = []
+    changes = any(host in plan.changes for host in everyone)
+    if not (changes or out):
+        return "nothing would change" if any(host in plan.visits for host in everyone) else "nothing to do"
+    said = [] if changes else ["nothing would change"]
     if out:
         numbers = [number for number, _ in out]
         which = f"wave {numbers[0]}" if len(numbers) == 1 else f"waves {numbers[0]} to {numbers[-1]}, one after another"

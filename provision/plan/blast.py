@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from provision.converge.standing import Standing
+from provision.converge.standing import Standing, touched
 from provision.drift import HostReceipts, verify
 from provision.inventory import Fleet, Host, Replica
 from provision.plan.model import DISRUPTIVE, Capacity, PlannedChange, Wave
@@ -34,9 +34,9 @@ class Rotation:
 
     def waves(self, standing: Standing, changes: Changes, estimate: Estimate) -> tuple[Wave, ...]:
         """Each wave with the replicas that it takes out."""
-        found = []
+        found, leaving = [], self._leaving(standing, changes)
         for hosts in standing.waves:
-            out = tuple(name for name in self.serving if self._is_disturbed(name, hosts, changes))
+            out = tuple(replica.name for replica in leaving if any(host.name in hosts for host in replica.hosts))
             found.append(Wave(hosts, out, self.capacity(out), estimate(_work(hosts, standing, changes))))
         return tuple(found)
 
@@ -47,10 +47,17 @@ class Rotation:
         head = self._told.get(replica.head.name)
         return head.kv_tokens if head else None
 
-    def _is_disturbed(self, name: str, hosts: Iterable[str], changes: Changes) -> bool:
-        replica = next(replica for replica in self._fleet.replicas if replica.name == name)
-        members = {host.name for host in replica.hosts} & {*hosts}
-        return any(change.effect in DISRUPTIVE for host in members for change in changes.get(host, ()))
+    def _leaving(self, standing: Standing, changes: Changes) -> list[Replica]:
+        """Whom the run will drain, whatever its visits come to. Without a gateway changes alone take a replica out."""
+        if self._fleet.gateways:
+            found = list(touched(self._fleet, standing.receipts, standing.visits))
+        else:
+            found = [replica for replica in self._fleet.replicas if _is_interrupted(replica, changes)]
+        return [replica for replica in found if replica.name in self.serving]
+
+
+def _is_interrupted(replica: Replica, changes: Changes) -> bool:
+    return any(change.effect in DISRUPTIVE for host in replica.hosts for change in changes.get(host.name, ()))
 
 
 def others(fleet: Fleet, hosts: Sequence[Host]) -> dict[str, HostReceipts]:

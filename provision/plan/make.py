@@ -11,7 +11,7 @@ from provision.converge.estimate import estimate
 from provision.converge.journal import Event, now
 from provision.converge.scrub import Scrubber, secret_values
 from provision.converge.stages import chosen_stages
-from provision.converge.standing import Standing, stand
+from provision.converge.standing import Standing, stand, touched
 from provision.inventory import Fleet, Host, select
 from provision.plan.blast import Rotation, others
 from provision.plan.changes import steps
@@ -113,6 +113,7 @@ def _plan(
 ) -> Plan:
     stages = chosen_stages(options.stages)
     disturbs = any(change.effect in DISRUPTIVE for own in changes.values() for change in own)
+    disturbs = disturbs or any(touched(fleet, standing.receipts, standing.visits))
     rotation = Rotation(fleet, {**(others(fleet, hosts) if disturbs else {}), **standing.receipts})
     path = fleet.path.resolve()
     return Plan(

@@ -104,6 +104,19 @@ def test_a_replica_that_leaves_rotation():
     ]
 
 
+def test_a_replica_that_is_drained_for_a_mere_look():
+    visits = {"n1": (PlannedVisit("gpu", "code", "its code changed"),)}
+    waves = (Wave(("n1", "n2"), ("r_a",), Capacity(("r_b",), 1000), None),)
+    assert shown(planning_of(visits=visits, waves=waves)) == [
+        "3 hosts verified in 1.2 s: nothing to change. A run would look again at gpu on n1; r_a would leave rotation for it."
+    ]
+    visits["n3"] = (PlannedVisit("host", "drift", "vm.swappiness drifted"),)
+    assert shown(planning_of(changes={"n3": (SWAPPINESS,)}, visits=visits, waves=waves))[0] == (
+        "r_a   nothing would change · out of rotation once (wave 1 of 1) · "
+        "capacity meanwhile 1 of 2 replicas (KV memory: 1,000 tokens)"
+    )
+
+
 def test_replicas_alike_stand_together():
     fleet = fleet_of(**{f"r{number}": f"h{number}" for number in range(9)})
     waves = tuple(

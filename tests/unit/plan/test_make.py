@@ -13,6 +13,7 @@ import provision.plan
 from provision import exits
 from provision.converge import Change, HostResult
 from provision.converge.result import Difference, Failure
+from provision.converge.standing import disturbed
 from provision.drift import HostReceipts, StageReceipt
 from provision.plan.make import Planning, make_plan
 from provision.plan.model import Capacity, Options, Origin
@@ -188,6 +189,53 @@ def test_a_replica_that_is_not_disturbed_serves_on(world, effect):
     assert plan.fewest.replicas == ("r_a", "r_b")
 
 
+def behind_a_gateway(world) -> None:
+    hosts = (world.path / "hosts.yml").read_text()
+    world.write("hosts.yml", hosts + "gateway:\n  hosts:\n    gw: {ansible_host: 10.0.0.9}\n")
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_what_the_run_drains_leaves_rotation_whatever_changes(world, changes):
+    behind_a_gateway(world)
+    world.bootstrapped(serving=["r_a", "r_b"])
+    world.write(
+        "group_vars/serving.yml", (world.path / "group_vars/serving.yml").read_text() + "gpu_power_limit: 500\n"
+    )
+    world.foretold = {"n1": [world.SWAPPINESS]} if changes else {}
+    planning = planned(world)
+    drained = list(disturbed(world.fleet(), planning.standing.receipts, planning.standing.visits))
+    assert [(wave.out, wave.left.replicas) for wave in planning.plan.waves] == [
+        (("r_a",), ("r_b",)),
+        (("r_b",), ("r_a",)),
+    ]
+    assert [replica.name for replica in drained] == ["r_a", "r_b"]
+
+
+def test_another_provision_has_every_replica_drained_once(world):
+    behind_a_gateway(world)
+    world.bootstrapped(serving=["r_a", "r_b"])
+    for name, told in world.told.items():
+        stages = {stage: replace(own, inputs={**own.inputs, "code": "old"}) for stage, own in told.stages.items()}
+        world.told[name] = replace(told, stages=stages)
+    assert [wave.out for wave in planned(world).plan.waves] == [("r_a",), ("r_b",)]
+
+
+def test_what_the_run_does_not_drain_stays_whatever_changes(world):
+    behind_a_gateway(world)
+    world.bootstrapped(serving=["r_a", "r_b"])
+    world.drifted("n1", world.SWAPPINESS)
+    world.foretold = {"n1": [replace(world.SWAPPINESS, effects=("restart",))]}
+    assert [wave.out for wave in planned(world).plan.waves] == [()]
+
+
+def test_heads_outside_the_limit_are_asked_where_a_visit_drains(world):
+    behind_a_gateway(world)
+    world.bootstrapped(serving=["r_a", "r_b"])
+    world.write("host_vars/n2.yml", "gpu_power_limit: 500\n")
+    plan = planned(world, limit="r_a").plan
+    assert (plan.unknown, plan.fewest) == ((), Capacity(("r_b",), 1000))
+
+
 def test_tokens_are_unknown_where_a_head_tells_none(world):
     world.bootstrapped(serving=["r_a", "r_b"], kv_tokens=None)
     world.drifted("n1", world.DRIVER)
@@ -205,7 +253,10 @@ def test_capacity_counts_replicas_outside_the_limit(world):
     assert (plan.fewest.replicas, plan.unknown, plan.hosts) == ((), ("r_b",), ("n1", "n2"))
 
 
-def test_a_worker_alone_takes_its_replica_out(world):
+@pytest.mark.parametrize("has_gateway", [False, True])
+def test_a_worker_alone_takes_its_replica_out(world, has_gateway):
+    if has_gateway:
+        behind_a_gateway(world)
     world.bootstrapped(serving=["r_a", "r_b"])
     world.told["n2"] = replace(world.told["n2"], serving=False)
     world.drifted("n2", world.DRIVER)
