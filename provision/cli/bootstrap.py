@@ -112,7 +112,13 @@ def _command(inventory: Path, options: Options) -> str:
 def _engine(options: Options) -> Callable[..., Result]:
     """What runs it: this process, or the controllers of a Ray cluster."""
     if options.engine == "local":
-        return partial(converge, resumes=options.resumes, canary=options.canary, back_to=options.back_to)
+        return partial(
+            converge,
+            resumes=options.resumes,
+            canary=options.canary,
+            back_to=options.back_to,
+            reboots=options.reboots,
+        )
     from provision.converge.shards import run_shards  # noqa: PLC0415 - Ray is an extra that few install
 
     return partial(run_shards, address=options.ray_address, resumes=options.resumes)

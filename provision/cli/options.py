@@ -10,7 +10,8 @@ class Options:
     """How to run. `lab`: rehearse on simulated hosts; `resumes`: the id of the earlier run that this one continues.
 
     `engine`: `local`, or `ray` for the controllers of the Ray cluster at `ray_address`. `canary`: of the replicas that
-    serve change one. `back_to`: the id of the earlier run whose inventory this is.
+    serve change one. `back_to`: the id of the earlier run whose inventory this is. `reboots`: the only hosts that may
+    be rebooted, as a plan named them; None: any.
     """
 
     limit: str | None = None
@@ -27,3 +28,4 @@ class Options:
     ray_address: str | None = None
     canary: bool = False
     back_to: str | None = None
+    reboots: tuple[str, ...] | None = None

@@ -210,7 +210,7 @@ def _unified(change: PlannedChange) -> Iterator[str]:
 def _footer(plan: Plan) -> str:
     if not plan.changes:
         return "No change is known."
-    reboots = [counted(plan.reboots, "reboot")] if plan.reboots else []
+    reboots = [counted(len(plan.rebooted), "reboot")] if plan.rebooted else []
     said = [f"{counted(len(plan.changes), 'host')} change{'s' if len(plan.changes) == 1 else ''}", *reboots]
     said.append(counted(len(plan.waves), "wave"))
     out = [wave for wave in plan.waves if wave.out]

@@ -75,7 +75,7 @@ def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff:
     if str(limit or "").startswith("@"):  # what such a limit means has changed since
         limit = ",".join(record.hosts)
     stages = facts.get("asked_stages", facts.get("stages")) or ()
-    forks = facts.get("forks")
+    forks, reboots = facts.get("forks"), facts.get("reboots")
     return Options(
         limit=limit,
         stages=tuple(map(str, stages)),
@@ -89,6 +89,7 @@ def options(record: RunRecord, *, verbose: int = 0, as_json: bool = False, diff:
         engine=str(facts.get("engine") or "local"),
         ray_address=facts.get("ray_address"),
         back_to=facts.get("back_to"),
+        reboots=None if reboots is None else tuple(map(str, reboots)),
         canary=bool(facts.get("canary")) and record.state in ("died", "interrupted"),  # else it goes on with the others
     )
 

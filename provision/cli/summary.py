@@ -38,6 +38,7 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False, c
     yield from _interrupted(result)
     if result.trouble:
         yield f"[yellow]The journal of this run is not whole:[/] {escape(result.trouble)}"
+    yield from _waiting(result, fleet, inventory)
     yield from _ways(result, fleet, inventory, command)
     yield from _canary(result, fleet, inventory, command)
     yield from _last(result, fleet, command)
@@ -162,6 +163,19 @@ def _interrupted(result: Result) -> Iterator[str]:
     if result.running:
         yield "  What had started on a host runs to its end there; the next run waits for it."
     yield "  Go on where it stands:  provision resume"
+
+
+def _waiting(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
+    """The reboots that were not made, since the plan did not name them."""
+    who: dict[tuple[str, ...], list[str]] = {}
+    for host in result.hosts.values():
+        if host.waits:
+            who.setdefault(host.waits, []).append(host.name)
+    for reasons, names in who.items():
+        named = escape(_named(tuple(names), len(result.hosts)))
+        yield f"[yellow]{named}: a reboot waits that the plan did not name:[/] {escape('; '.join(reasons))}."
+    if who:
+        yield f"  The next plan names it:  provision plan {escape(str(inventory))}{_lab(fleet)}"
 
 
 def _ways(result: Result, fleet: Fleet, inventory: Path, command: str) -> Iterator[str]:

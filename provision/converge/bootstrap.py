@@ -20,7 +20,7 @@ from provision.converge.rotation import Rotation
 from provision.converge.runner import Playbook, Watch, run_playbook
 from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
-from provision.converge.standing import Standing, disturbed, mended, stand, touched
+from provision.converge.standing import Standing, disturbed, less_reboots, mended, reboot_reasons, stand, touched
 from provision.drift import mend
 from provision.inventory import Fleet, Host, Replica, select
 
@@ -41,6 +41,7 @@ def bootstrap(
     canary: bool = False,
     resumes: str | None = None,
     back_to: str | None = None,
+    reboots: Collection[str] | None = None,
     approve: Callable[[], None] = lambda: None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_text: Callable[[str], None] = lambda _text: None,
@@ -49,8 +50,9 @@ def bootstrap(
 
     Stages that provably stand on a host are not visited there, unless `full` asks for all. With `canary` only the first
     of the replicas that serve and would be disturbed is changed. `resumes` and `back_to` (whose inventory this is) are
-    ids of earlier runs, for the journal. `approve` is called once the hosts are held and before anything is done to
-    them: what it raises ends the run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines.
+    ids of earlier runs, for the journal. Where a plan is applied, `reboots` are the hosts of which it names a reboot:
+    no other is rebooted. `approve` is called once the hosts are held and before anything is done to them: what it
+    raises ends the run there. `on_event` gets every event as it happens, `on_text` Ansible's own lines.
     Raises UsageError for a limit or stage that does not exist, and LockedError while another run changes the same
     hosts.
     """
@@ -65,6 +67,7 @@ def bootstrap(
         "canary": canary,
         "resumes": resumes,
         "back_to": back_to,
+        "reboots": None if reboots is None else sorted(reboots),
     }
     with nullcontext() if check else locked(fleet.path) as lock, open_journal(fleet, {**facts, **asked}) as journal:
         emit = _both(journal.event, lambda event: on_event(journal.scrub.value(event)))
@@ -76,7 +79,7 @@ def bootstrap(
             lock.name(journal.id)
             if lock.took_over:
                 recorder.send("lock_taken_over", **taken_over(lock.took_over))
-        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity, canary, approve)
+        how = _How(check, full, forks or min(MOST_FORKS, len(hosts)), verbosity, canary, reboots, approve)
         text = _both(journal.text, lambda text: on_text(journal.scrub.text(text)))
         return _Run(fleet, hosts, chosen, how, recorder, journal, text).go()
 
@@ -113,6 +116,7 @@ class _How:
     forks: int
     verbosity: int
     canary: bool
+    reboots: Collection[str] | None
     approve: Callable[[], None]
 
 
@@ -167,6 +171,7 @@ class _Run:
         """Ask hosts what stands; those that cannot be asked are refused, which the next waves then know."""
         self.recorder.begin(stage)
         standing = stand(self.fleet, hosts, self.stages, full=full, who=False)
+        standing = self._as_planned(standing, [host.name for host in hosts], full)
         for told in standing.receipts.values():
             if told.trouble:
                 trouble = told.trouble
@@ -179,6 +184,16 @@ class _Run:
         for name, own in standing.visits.items():
             self.recorder.hosts[name].visited += own
         return self._verified(standing, [host.name for host in hosts])
+
+    def _as_planned(self, standing: Standing, asked: Collection[str], full: bool = False) -> Standing:
+        """Without the reboots of which the plan that is applied names none; why they wait is known of who was asked."""
+        if self.how.reboots is None:
+            return standing
+        why = {name: reboot_reasons(told) for name, told in standing.receipts.items() if name not in self.how.reboots}
+        for name in why.keys() & {*asked}:
+            self.recorder.hosts[name].waits = why[name]
+        waiting = [name for name, reasons in why.items() if reasons]
+        return less_reboots(self.fleet, standing, waiting, self.stages, full) if waiting else standing
 
     def _verified(self, standing: Standing, hosts: Sequence[str]) -> Standing:
         standing = self._possible(standing)
@@ -199,7 +214,8 @@ class _Run:
             for done in host.mended:
                 self.recorder.mended(host.host, done)
         self.recorder.finish_stage()
-        return self._verified(mended(self.fleet, standing, told, self.stages), list(asked))
+        standing = self._as_planned(mended(self.fleet, standing, told, self.stages), asked)
+        return self._verified(standing, list(asked))
 
     def change(self, standing: Standing) -> bool:
         """Run what is to be visited, wave by wave, or up to the canary; false if something stopped it."""
@@ -276,7 +292,8 @@ class _Run:
         path, source, variables = (directory / name for name in ("play.yml", "run.yml", "variables.json"))
         write_playbook(path, stages)
         write_source(source, self.fleet, visits, standing.inputs, left_out)
-        write_variables(variables, self.fleet, f"{self.journal.id}.{self.waves}", stages, full=self.how.full)
+        run = f"{self.journal.id}.{self.waves}"
+        write_variables(variables, self.fleet, run, stages, full=self.how.full, reboots=self.how.reboots)
         playbook = Playbook(
             path=path,
             sources=[*self.fleet.sources, source],
@@ -368,6 +385,7 @@ class _Run:
         for host in result.hosts.values():
             message = host.failure.message if host.failure else None
             said = {"status": host.status, "counts": host.counts, "message": message, "held_back": list(host.held_back)}
+            said |= {"waits": list(host.waits)} if host.waits else {}
             self.recorder.send("host_finished", host=host.name, **said)
         self.recorder.send(
             "run_finished",

@@ -4,9 +4,8 @@
 
 `run.yml`, an inventory source (its text is JSON, which reads faster): each host's replica and inputs, the hosts that
 are left out, and for each stage a group of the hosts that it is to visit. `variables.json`: the run's id, whether
-all is read again, where the
-verifier lies that hosts get, who hands weights on to whom, and for each stage's play the group that it takes for its
-hosts.
+all is read again, where the verifier lies that hosts get, the hosts that a plan reboots, who hands weights on to whom,
+and for each stage's play the group that it takes for its hosts.
 """
 
 from __future__ import annotations
@@ -55,15 +54,18 @@ def write_source(
     path.write_text(json.dumps(tree), encoding="utf-8")
 
 
-def write_variables(path: Path, fleet: Fleet, run: str, stages: Sequence[str], *, full: bool) -> None:
+def write_variables(
+    path: Path, fleet: Fleet, run: str, stages: Sequence[str], *, full: bool, reboots: Collection[str] | None = None
+) -> None:
     """Write `variables.json`, and beside it the verifier that the stage drift installs.
 
     `run` is another for each wave: what modules noted in one that failed must not get into the receipt of the next.
-    With `full` what was verified once is read again.
+    With `full` what was verified once is read again. `reboots` are the only hosts that may be rebooted; None: any.
     """
     verifier = path.parent / "provision-verify"
     verifier.write_text(verifier_text(), encoding="utf-8")
     groups = {f"provision_hosts_{stage}": f"visit_{stage}" for stage in stages}
     own = {"provision_run": run, "provision_full": full, "provision_verifier_file": str(verifier)}
+    own |= {} if reboots is None else {"provision_reboots": sorted(reboots)}
     variables = {**own, "provision_weights_chains": chains(fleet), **groups}
     path.write_text(json.dumps(variables), encoding="utf-8")

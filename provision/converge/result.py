@@ -59,7 +59,7 @@ class HostResult:
 
     `visited` are the stages that did not stand, and why. `held_back` names those left out because of `because`, a host
     of the same replica; `spared` the host whose failure, in an earlier wave, kept the run from this one, or
-    INTERRUPT or CANARY.
+    INTERRUPT or CANARY. `waits` says why it waits for a reboot that the plan which the run applies does not name.
     """
 
     name: str
@@ -70,6 +70,7 @@ class HostResult:
     held_back: tuple[str, ...] = ()
     because: str | None = None
     answer: Answer | None = None
+    waits: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -104,7 +105,10 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """As documented: interrupted, then failed, then unreachable, then changes pending (check mode and canary)."""
+        """As documented: interrupted, then failed, then unreachable, then changes pending.
+
+        Pending in check mode, after a canary, and where a reboot waits for another plan.
+        """
         statuses = {host.status for host in self.hosts.values()}
         if self.interrupted:
             return exits.INTERRUPTED
@@ -112,5 +116,5 @@ class Result:
             return exits.FAILED
         if "unreachable" in statuses:
             return exits.UNREACHABLE
-        pending = self.canary or (self.check and any(host.changes for host in self.hosts.values()))
+        pending = self.canary or any(host.waits or (self.check and host.changes) for host in self.hosts.values())
         return exits.PENDING if pending else exits.OK

@@ -7,8 +7,8 @@ it finds nothing. Whatever is not known counts as not standing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from provision.converge.inputs import CODE, Inputs, inputs_of
 from provision.converge.stages import DISRUPTIVE, FOLLOWERS, MENDABLE, REPLICA_STAGES, WHOLE_STAGES, stages_of
@@ -17,6 +17,7 @@ from provision.drift.receipts import HARMLESS
 from provision.inventory import Fleet, Host, Replica
 
 NAMED = 3  # resources in a reason
+REBOOT = "host_reboot"  # the module that says why a host must be rebooted
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,28 @@ def decide(
     _together(fleet, visits, stages)
     ordered = {name: tuple(own[stage] for stage in stages if stage in own) for name, own in visits.items() if own}
     return Standing(told, inputs, ordered, tuple(_waves(fleet, told, ordered)))
+
+
+def less_reboots(
+    fleet: Fleet, standing: Standing, hosts: Collection[str], stages: Sequence[str], full: bool
+) -> Standing:
+    """What is to be visited where the reboots that wait on some hosts are left to another run."""
+    told = {name: _less_reboot(host) if name in hosts else host for name, host in standing.receipts.items()}
+    return decide(fleet, told, standing.inputs, stages, full=full)
+
+
+def _less_reboot(host: HostReceipts) -> HostReceipts:
+    stages = {
+        name: replace(own, findings=tuple(one for one in own.findings if one.module != REBOOT))
+        for name, own in host.stages.items()
+    }
+    return replace(host, stages=stages)
+
+
+def reboot_reasons(host: HostReceipts) -> tuple[str, ...]:
+    """Why a host waits to be rebooted, if it does."""
+    found = (one for own in host.stages.values() for one in own.findings if one.module == REBOOT)
+    return tuple(dict.fromkeys(reason for one in found for reason in one.before.splitlines()))
 
 
 def _visit(host: HostReceipts, stage: str, wanted: Mapping[str, str], full: bool) -> Visit | None:

@@ -57,6 +57,7 @@ def apply(
         full=plan.options.full,
         forks=forks,
         verbosity=verbosity,
+        reboots=plan.rebooted,
         approve=lambda: _approve(plan, fleet, file),
         on_event=on_event,
         on_text=on_text,

@@ -110,9 +110,9 @@ class Plan:
         return min((wave.left for wave in self.waves), key=lambda left: len(left.replicas), default=self.now)
 
     @property
-    def reboots(self) -> int:
+    def rebooted(self) -> tuple[str, ...]:
         """Hosts that would be rebooted."""
-        return sum(worst(changes) == "reboot" for changes in self.changes.values())
+        return tuple(host for host, changes in self.changes.items() if worst(changes) == "reboot")
 
     @property
     def seconds(self) -> float | None:

@@ -124,6 +124,10 @@ options:
     description: Whether the caller will reboot the host if another module than the wanted one is loaded.
     type: bool
     default: false
+  reboot_planned:
+    description: Whether the plan that the run applies names that reboot; true for a run that applies none.
+    type: bool
+    default: true
   lock_timeout:
     description: Seconds to wait for another process that holds apt's lock.
     type: int
@@ -547,6 +551,12 @@ def refuse(wanted: dict[str, Any]) -> None:
             "Nothing was changed. When this host may reboot: set reboot_allowed: true for it and run provision "
             "bootstrap INVENTORY --limit with its name in the inventory."
         )
+    if is_other_loaded(wanted) and not wanted["reboot_planned"]:
+        raise HostError(
+            f"{told_apart(loaded_module(), asked(wanted)).capitalize()}: that takes a reboot, and the plan that is "
+            "applied names none of this host. Nothing was changed. Plan again: provision plan INVENTORY --out FILE "
+            "names it; then apply that."
+        )
 
 
 def plan(wanted: dict[str, Any], check_mode: bool) -> Iterator[Change]:
@@ -577,6 +587,7 @@ def main() -> None:
         "key": {"type": "str", "default": "", "no_log": False},
         "kernel_headers": {"type": "bool", "default": True},
         "reboot_allowed": {"type": "bool", "default": False},
+        "reboot_planned": {"type": "bool", "default": True},
         "lock_timeout": {"type": "int", "default": 300},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
@@ -585,6 +596,7 @@ def main() -> None:
         module,
         lambda: after(UNIT, check_mode, lambda: plan(wanted, check_mode)),
         lambda: {"loaded": loaded_version()},
+        forget=["reboot_planned"],  # of this run alone
     )
 
 

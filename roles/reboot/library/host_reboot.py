@@ -65,6 +65,12 @@ options:
     description: Whether the host may be rebooted.
     type: bool
     default: false
+  planned:
+    description:
+      - Whether the plan that the run applies names a reboot of this host; true for a run that applies none. A reboot
+        that it does not name waits, as where none is allowed. Receipts leave it out, so that looks find what waits.
+    type: bool
+    default: true
   after:
     description: The boot id before a reboot that was just made; empty before it.
     type: str
@@ -104,7 +110,7 @@ diff:
   type: list
   elements: dict
 pending:
-  description: Why a reboot would be needed that is not allowed, as sentences.
+  description: Why a reboot would be needed that is not allowed, or not planned, as sentences.
   returned: always
   type: list
   elements: str
@@ -184,7 +190,7 @@ def refuse_without_module(wanted: dict[str, Any]) -> None:
 
 
 def plan(wanted: dict[str, Any], check_mode: bool, waiting: list[str]) -> Iterator[Change]:
-    """The reboot, if there is a reason; `waiting` receives the reasons of one that is not allowed."""
+    """The reboot, if there is a reason; `waiting` receives the reasons of one that is not allowed, or not planned."""
     needed, others = list(driver_reasons(wanted)), list(other_reasons(wanted, check_mode))
     if wanted["after"]:
         verify(wanted["after"], needed + others)
@@ -193,7 +199,12 @@ def plan(wanted: dict[str, Any], check_mode: bool, waiting: list[str]) -> Iterat
             f"A reboot is needed, since {'; '.join(needed)}; it is not allowed. When this host may reboot: set "
             "reboot_allowed: true for it and run provision bootstrap INVENTORY --limit with its name in the inventory."
         )
-    elif not wanted["allowed"]:
+    elif needed and not wanted["planned"]:
+        raise HostError(
+            f"A reboot is needed, since {'; '.join(needed)}; the plan that is applied names none of this host. "
+            "Plan again: provision plan INVENTORY --out FILE names it; then apply that."
+        )
+    elif not (wanted["allowed"] and wanted["planned"]):
         waiting += others
     elif needed + others:
         if wanted["driver"] and not (check_mode and is_to_be_built(wanted)):
@@ -223,18 +234,20 @@ def main() -> None:
         "gpu_modes": {"type": "dict", "default": {}},
         "packages": {"type": "bool", "default": False},
         "allowed": {"type": "bool", "default": False},
+        "planned": {"type": "bool", "default": True},
         "after": {"type": "str", "default": ""},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     waiting: list[str] = []
 
     def facts() -> dict[str, Any]:
+        until = "a plan that names it is applied" if module.params["allowed"] else "reboot_allowed is true"
         for reason in waiting:
-            module.warn(f"A reboot waits: {reason}. It is done once reboot_allowed is true.")
+            module.warn(f"A reboot waits: {reason}. It is done once {until}.")
         return {"pending": waiting}
 
-    # `after` is for this one call: looking again later asks what the first call asked.
-    converge(module, lambda: plan(module.params, module.check_mode, waiting), facts, forget=["after"])
+    # Both are for this one call: looking again later asks what the inventory asks.
+    converge(module, lambda: plan(module.params, module.check_mode, waiting), facts, forget=["after", "planned"])
 
 
 if __name__ == "__main__":

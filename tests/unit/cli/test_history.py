@@ -187,6 +187,13 @@ def test_resume_asks_for_the_same_again(run, inventory, performed):
     assert performed == [((inventory, True), inventory, wanted)]
 
 
+@pytest.mark.parametrize(("noted", "asked"), [(["n1"], ("n1",)), ([], ()), (None, None)])
+def test_resume_reboots_no_more_than_the_plan_of_then(run, inventory, performed, noted, asked):
+    killed(inventory, reboots=noted)
+    run("resume", inventory)
+    assert performed[0][2].reboots == asked
+
+
 def test_a_limit_that_means_something_else_by_now_is_resumed_by_its_hosts(run, inventory, performed):
     killed(inventory, limit="@retry")
     run("resume", inventory)

@@ -133,3 +133,10 @@ def test_hosts_of_later_waves_are_said_to_be_as_they_were(told):
         "  Go on, once it is mended:  provision bootstrap inventory/prod",
         "  Back to what it served:    provision serve rollback inventory/prod a",
     ]
+
+
+def test_a_reboot_that_the_plan_did_not_name(told):
+    why = ("libc6 asked for it (/run/reboot-required)",)
+    said = told(HostResult("n1", waits=why), HostResult("n2", waits=why), changed("n3", SYSCTL))
+    assert "n1, n2: a reboot waits that the plan did not name: libc6 asked for it (/run/reboot-required)." in said
+    assert "  The next plan names it:  provision plan inventory/prod" in said

@@ -175,3 +175,12 @@ def test_a_secret_is_hashed_slowly_and_never_shown(inventory: Path) -> None:
     told = str(of(inventory))
     assert "hunter2" not in told
     assert inputs._digest("hunter2") not in told
+
+
+def test_what_a_plan_may_reboot_is_no_input_and_makes_no_stage_look_at_other_hosts(inventory: Path) -> None:
+    before = of(inventory)
+    assert not [
+        name for stages in before.values() for own in stages.values() for name in own if "provision_reboots" in name
+    ]
+    add(inventory, "h800-01", gpu_power_limit=500)
+    assert moved(before, of(inventory), "h800-02") & {"driver", "gpu"} == set()

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import jsonschema
@@ -19,10 +20,12 @@ import yaml
 
 from provision import exits
 from provision.cli.summary import summary
-from provision.converge import Result, bootstrap
+from provision.content import content_root
+from provision.converge import STAGES, HostResult, Result, bootstrap
+from provision.converge.bootstrap import _Run
 from provision.converge.result import CANARY
-from provision.converge.standing import Standing
-from provision.drift import Finding, HostReceipts, Mended
+from provision.converge.standing import Standing, decide
+from provision.drift import Finding, HostReceipts, Mended, StageReceipt
 from provision.errors import UsageError
 from provision.inventory import load_fleet
 from provision.serving import gateway
@@ -30,6 +33,7 @@ from provision.serving import gateway
 SCHEMA = json.loads((Path(bootstrap.__code__.co_filename).parent / "events.schema.json").read_text())
 FAIL_ON_N1 = {"name": "Break", "ansible.builtin.fail": {"msg": "No such card."}, "when": "inventory_hostname == 'n1'"}
 SECRET = "hunter2-of-the-environment"
+ROLES = content_root() / "roles"  # before a test puts others in their place
 
 
 def touch(path: Path) -> dict[str, object]:
@@ -176,6 +180,79 @@ def test_a_check_mends_nothing(content, inventory, state, tmp_path, looks, monke
     monkeypatch.setattr(sys.modules["provision.converge.bootstrap"], "mend", None)
     monkeypatch.setattr(Standing, "mendable", lambda self: {"n1": ("host",)})
     assert bootstrap(load_fleet(inventory), check=True).exit_code == exits.PENDING
+
+
+@pytest.fixture
+def waiting(looks, monkeypatch):
+    """On n3 a reboot begins to wait while the run is at work there."""
+    reboot = Finding("driver", "host_reboot", "Rebooted: libc6 asked.", "boot", "libc6 asked\n", "none\n", "reboot")
+    room, first = sys.modules["provision.converge.bootstrap"], looks
+
+    def stand(fleet, hosts, stages, **how):
+        standing = first(fleet, hosts, stages, **how)
+        receipts = {
+            host.name: {stage: StageReceipt(stage, {}, "", (reboot,) if stage == "driver" else ()) for stage in STAGES}
+            for host in hosts
+            if len(first.asked) > 1 and host.name == "n3"
+        }
+        told = {name: replace(one, stages=receipts.get(name, {})) for name, one in standing.receipts.items()}
+        return decide(fleet, told, standing.inputs, stages) if receipts else replace(standing, receipts=told)
+
+    monkeypatch.setattr(room, "stand", stand)
+
+
+def planned_by_role(role, module):
+    """What a role's task gives its module as to whether the applied plan names a reboot."""
+    tasks = yaml.safe_load((ROLES / f"{role}/tasks/main.yml").read_text())
+    (arguments,) = [task[module] for task in tasks if module in task]
+    return arguments["planned" if module == "host_reboot" else "reboot_planned"]
+
+
+@pytest.mark.parametrize("named", [None, (), ("n3",)])
+def test_only_hosts_of_which_the_plan_names_a_reboot_may_be_rebooted(content, inventory, state, tmp_path, looks, named):
+    asked = [planned_by_role("reboot", "host_reboot"), planned_by_role("driver", "nvidia_driver")]
+    write = {"dest": f"{tmp_path}/{{{{ inventory_hostname }}}}", "content": " ".join(asked), "mode": "0644"}
+    content(host=[{"name": "Write", "ansible.builtin.copy": write}])
+    result = bootstrap(load_fleet(inventory), stages=["host"], reboots=named)
+    assert result.exit_code == exits.OK
+    allowed = {f"n{number}" for number in (1, 2, 3)} if named is None else set(named)
+    found = {name: (tmp_path / name).read_text() for name in ("n1", "n2", "n3")}
+    assert found == {name: "True True" if name in allowed else "False False" for name in found}
+    assert json.loads((result.directory / "run.json").read_text())["reboots"] == (
+        None if named is None else list(named)
+    )
+
+
+def test_a_reboot_that_the_plan_does_not_name_waits_and_is_told(content, inventory, state, tmp_path, looks, waiting):
+    content(host=[touch(tmp_path / "host")], driver=[touch(tmp_path / "driver")])
+    looks.script = [{"n3": ("host",)}]
+    events = []
+    result = bootstrap(load_fleet(inventory), reboots=("n1",), on_event=events.append)
+    assert result.exit_code == exits.PENDING
+    assert (result.hosts["n3"].status, result.hosts["n3"].waits) == ("changed", ("libc6 asked",))
+    assert sorted(path.name for path in tmp_path.glob("*-n?")) == ["host-n3"]
+    assert [event.get("waits") for event in events if event["type"] == "host_finished"] == [None, None, ["libc6 asked"]]
+    for event in events:
+        jsonschema.validate(event, SCHEMA)
+
+
+def test_one_that_it_names_is_gone_about(content, inventory, state, tmp_path, looks, waiting):
+    content(host=[touch(tmp_path / "host")], driver=[touch(tmp_path / "driver")])
+    looks.script = [{"n3": ("host",)}]
+    result = bootstrap(load_fleet(inventory), stages=["host,driver"], reboots=("n3",))
+    assert sorted(path.name for path in tmp_path.glob("*-n?")) == ["driver-n3", "host-n3"]
+    assert result.hosts["n3"].waits == ()
+
+
+def test_why_a_host_waits_is_forgotten_only_where_it_was_asked_again():
+    """What mending comes to tells of the hosts that mended themselves, and the others are as they were stripped."""
+    host = HostResult("n3", waits=("libc6 asked",))
+    run = SimpleNamespace(how=SimpleNamespace(reboots=()), recorder=SimpleNamespace(hosts={"n3": host}))
+    standing = Standing({"n3": HostReceipts("n3")}, {}, {}, ())
+    assert _Run._as_planned(run, standing, ["n1"]) is standing
+    assert host.waits == ("libc6 asked",)
+    _Run._as_planned(run, standing, ["n3"])
+    assert host.waits == ()
 
 
 def test_what_is_not_approved_is_not_done(content, inventory, state, tmp_path, looks):

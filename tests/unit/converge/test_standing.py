@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from provision.converge import STAGES
-from provision.converge.standing import Standing, decide, mended
+from provision.converge.standing import Standing, decide, less_reboots, mended, reboot_reasons
 from provision.drift import Busy, Finding, HostReceipts, StageReceipt
 from provision.inventory import Fleet, load_fleet
 from provision.ssh.trouble import Trouble
@@ -241,3 +241,24 @@ def test_a_gateway_is_changed_before_the_replicas_that_are_disturbed(guarded: Fl
     standing = decide(guarded, answers, inputs, STAGES)
     assert standing.waves == (("gw",), ("n3",))
     assert visits(standing) == {"gw": ("gateway",), "n3": ("vllm",)}
+
+
+REBOOT = Finding("driver", "host_reboot", "Rebooted: libc6 asked.", "boot", "libc6 asked\n", "none\n", "reboot")
+
+
+def test_a_reboot_that_is_left_to_another_run_is_no_reason_to_visit(fleet: Fleet) -> None:
+    waits = receipt("driver", findings=(REBOOT,))
+    standing = ask(fleet, told("n3", waits), told("n4", waits))
+    assert set(visits(standing)) == {"n3", "n4"}
+    assert reboot_reasons(standing.receipts["n3"]) == ("libc6 asked",)
+    less = less_reboots(fleet, standing, {"n3"}, STAGES, full=False)
+    assert visits(less) == {"n4": ("driver", "gpu", "fabric", "ray", "vllm")}
+    assert less.waves == (("n4",),)
+
+
+def test_what_else_differs_there_is_visited_all_the_same(fleet: Fleet) -> None:
+    both = receipt("driver", findings=(finding("driver"), REBOOT))
+    less = less_reboots(fleet, ask(fleet, told("n3", both)), {"n3"}, STAGES, full=False)
+    assert visits(less) == {"n3": ("driver",)}
+    assert less.mendable() == {"n3": ("driver",)}
+    assert set(visits(less_reboots(fleet, less, {"n3"}, ("host",), full=True))) == set(HOSTS)

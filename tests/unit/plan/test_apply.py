@@ -53,6 +53,16 @@ def test_what_was_planned_is_done(world, plan):
     assert outcome.deviations == ()
     assert outcome.result.exit_code == exits.OK
     assert [(run["check"], run["forks"], run["full"]) for run in world.runs] == [(True, 3, False), (False, 3, False)]
+    assert world.runs[1]["reboots"] == ("n1",)  # and no others
+
+
+def test_a_plan_without_a_reboot_allows_none(world):
+    world.bootstrapped(serving=["r_a", "r_b"])
+    restart = replace(world.DRIVER, effects=("restart",))
+    world.drifted("n1", restart)
+    world.foretold = {"n1": [restart]}
+    applied(world, planned(world))
+    assert world.runs[1]["reboots"] == ()
 
 
 def test_a_plan_that_is_done_already(world, plan):

@@ -87,7 +87,8 @@ def test_whether_they_can_compute(real, role_module, monkeypatch):
 def test_when_they_need_a_reboot(real, role_module):
     module = role_module("reboot", "host_reboot")
     wanted = {"driver": LOADED, "kernel_modules": "open", "kernel_parameters": None, "packages": False}
-    wanted |= {"gpu_modes": {"ecc": True, "mig": False}, "allowed": True, "after": "", "driver_counts": True}
+    wanted |= {"gpu_modes": {"ecc": True, "mig": False}, "allowed": True, "planned": True, "after": ""}
+    wanted["driver_counts"] = True
     assert list(module.plan(wanted, True, [])) == []
     (change,) = module.plan({**wanted, "driver": "580.178.04", "gpu_modes": {"ecc": False, "mig": True}}, True, [])
     why = f"driver {LOADED} is loaded, 580.178.04 is wanted; ECC mode of {GPUS[real.name]} waits to become Disabled"

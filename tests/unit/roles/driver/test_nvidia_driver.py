@@ -9,7 +9,14 @@ from ansible.module_utils.provision_host import HostError, Ran
 
 WANTED = {"version": "580.126.20", "packages": ["nvidia-open"], "family": ["nvidia-*", "libnvidia-*", "libcuda1"]}
 WANTED |= {"kernel_headers": False, "lock_timeout": 1, "url": "https://x/{os}", "suite": "/", "components": []}
-WANTED |= {"key": "KEY\n", "reboot_allowed": False, "minimum": "580.65.06", "kernel_modules": "open", "pin": "apt"}
+WANTED |= {
+    "key": "KEY\n",
+    "reboot_allowed": False,
+    "reboot_planned": True,
+    "minimum": "580.65.06",
+    "kernel_modules": "open",
+    "pin": "apt",
+}
 WANTED |= {"fabric": True, "fabric_packages": ["nvidia-fabricmanager"]}
 RIGHT = Package("580.126.20-1", held=True)
 RUNNING, NEXT = os.uname().release, "6.1.0-41-amd64"
@@ -105,6 +112,8 @@ def test_another_loaded_version_stops_before_anything_unless_a_reboot_is_allowed
     with pytest.raises(HostError, match=r"Driver 580.95.05 is loaded, 580.126.20 is wanted.*reboot_allowed: true"):
         actions(driver)
     assert actions(driver, reboot_allowed=True) == []
+    with pytest.raises(HostError, match=r"the plan that is applied names none of this host\. Nothing was changed"):
+        actions(driver, reboot_allowed=True, reboot_planned=False)
 
 
 def test_the_other_flavour_of_the_loaded_version_takes_a_reboot_too(driver):

@@ -9,7 +9,7 @@ from programs import ROLES
 
 OPEN = KernelModule("580.126.20", "open")
 WANTED = {"driver": "580.126.20", "kernel_modules": "open", "kernel_parameters": [], "gpu_modes": {}, "packages": True}
-WANTED |= {"driver_counts": True, "allowed": True, "after": ""}
+WANTED |= {"driver_counts": True, "allowed": True, "planned": True, "after": ""}
 MODES = {"gpu_modes": {"ecc": True, "mig": False}}
 ROW = {"index": "3", "compute_cap": "9.0", "ecc.mode.current": "Enabled", "ecc.mode.pending": "Enabled"}
 ROW |= {"mig.mode.current": "Disabled", "mig.mode.pending": "Disabled"}
@@ -191,3 +191,24 @@ def test_the_gpus_are_waited_for_after_the_reboot_of_the_stage_gpu():
     (task,) = (task for role, task in tasks_that_include("driver") if role == "gpu")
     assert yaml.safe_load((ROLES / "gpu/tasks/main.yml").read_text())[-1] == task
     assert task["ansible.builtin.include_role"]["apply"] == {"environment": {"PROVISION_STAGE": ""}}
+
+
+def test_what_the_applied_plan_does_not_name_waits_though_it_is_allowed(reboot, tmp_path):
+    (tmp_path / "reboot-required").touch()
+    assert told(reboot, planned=False) == []
+    assert reboot.waiting == [f"packages asked for it ({tmp_path}/reboot-required)"]
+    reboot.loaded = KernelModule("580.95.05", "open")
+    with pytest.raises(HostError, match=rf"since {OLD}; the plan that is applied names none of this host\. Plan again"):
+        told(reboot, planned=False)
+    with pytest.raises(HostError, match="it is not allowed"):
+        told(reboot, planned=False, allowed=False)
+
+
+def test_the_receipt_keeps_what_the_inventory_allows_and_not_what_a_plan_named(reboot, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(reboot, "AnsibleModule", lambda argument_spec, **_: argument_spec)
+    monkeypatch.setattr(reboot, "converge", lambda spec, *_, forget: asked.update(spec=spec, forget=forget))
+    reboot.main()
+    assert "planned" in asked["forget"]
+    assert asked["spec"]["planned"]["default"] is True
+    assert "allowed" not in asked["forget"]
