@@ -37,8 +37,9 @@ class Rotation:
             seen = gateway.standing(self._seen, replica.name)
             if seen and not seen.by and (seen.state != "in" or gateway.others_serve(self._fleet, self._seen, replica)):
                 self._idle.add(replica.name)
+                wait = gateway.deadline_of(self._fleet) if seen.state == "in" else 0.0  # else what it had is lost
                 with suppress(GatewayError):  # nobody is served there, so it may be changed all the same
-                    gateway.drain(self._fleet, replica, gateway.deadline_of(self._fleet), by=self._by)
+                    gateway.drain(self._fleet, replica, wait, by=self._by)
 
     def come_back(self, replicas: Iterable[Replica]) -> bool:
         """Admit replicas that runs have drained, this one or one that died; false if one does not come back."""

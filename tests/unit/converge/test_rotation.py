@@ -138,8 +138,13 @@ def test_one_that_does_not_serve_is_kept_out_while_it_is_changed(run: Rotation, 
     run.keep_out([A])
     assert world.states["a"].by == "run 7"
     assert run.come_back([A])
-    assert world.told == ["drain a 600", "let a"]  # and not waited for: it did not serve before
+    assert world.told == ["drain a 0", "let a"]  # and not waited for: it did not serve before
     assert events == []
+
+
+def test_one_that_was_revived_meanwhile_ends_what_it_has(run: Rotation, world: World) -> None:
+    run.keep_out([A])
+    assert world.told == ["drain a 600"]
 
 
 def test_one_that_does_not_serve_is_changed_although_a_gateway_cannot_be_told(run: Rotation, world: World) -> None:
