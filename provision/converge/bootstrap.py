@@ -20,7 +20,7 @@ from provision.converge.rotation import Rotation
 from provision.converge.runner import Playbook, Watch, run_playbook
 from provision.converge.scrub import secret_values
 from provision.converge.stages import REPLICA_STAGES, chosen_stages
-from provision.converge.standing import Standing, disturbed, less_reboots, mended, reboot_reasons, stand, touched
+from provision.converge.standing import Standing, less_reboots, mended, reboot_reasons, serves, stand, touched
 from provision.drift import mend
 from provision.inventory import Fleet, Host, Replica, select
 
@@ -242,9 +242,9 @@ class _Run:
         """The replicas that a wave takes out of service; and those that it would, did they serve."""
         if self.how.check:
             return [], []
-        told = self.fleet, standing.receipts, standing.visits
-        leaving = [replica for replica in disturbed(*told) if any(host.name in hosts for host in replica.hosts)]
-        here = [replica for replica in touched(*told) if any(host.name in hosts for host in replica.hosts)]
+        found = touched(self.fleet, standing.receipts, standing.visits)
+        here = [replica for replica in found if any(host.name in hosts for host in replica.hosts)]
+        leaving = [replica for replica in here if serves(replica, standing.receipts)]
         return leaving, [replica for replica in here if replica not in leaving]
 
     def _hold(self, replica: Replica) -> Lease:

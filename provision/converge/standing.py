@@ -197,7 +197,7 @@ def disturbed(
     fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str, Sequence[Visit]]
 ) -> Iterator[Replica]:
     """The replicas that serve and that a visit may keep from it for a while."""
-    return (replica for replica in touched(fleet, told, visits) if _serves(replica, told))
+    return (replica for replica in touched(fleet, told, visits) if serves(replica, told))
 
 
 def touched(fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str, Sequence[Visit]]) -> Iterator[Replica]:
@@ -208,7 +208,8 @@ def touched(fleet: Fleet, told: Mapping[str, HostReceipts], visits: Mapping[str,
             yield replica
 
 
-def _serves(replica: Replica, told: Mapping[str, HostReceipts]) -> bool:
+def serves(replica: Replica, told: Mapping[str, HostReceipts]) -> bool:
+    """Whether a part of a replica's engine ran on any of its hosts when they were asked."""
     return any(told[host.name].serving for host in replica.hosts if host.name in told)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from provision.converge.standing import Standing, touched
+from provision.converge.standing import Standing, serves, touched
 from provision.drift import HostReceipts, verify
 from provision.inventory import Fleet, Host, Replica
 from provision.plan.model import DISRUPTIVE, Capacity, PlannedChange, Wave
@@ -23,7 +23,7 @@ class Rotation:
         self._told = {name: host for name, host in receipts.items() if not host.trouble}
         known = [replica for replica in fleet.replicas if any(host.name in self._told for host in replica.hosts)]
         self.unknown = tuple(replica.name for replica in fleet.replicas if replica not in known)
-        self.serving = tuple(replica.name for replica in known if self._serves(replica))
+        self.serving = tuple(replica.name for replica in known if serves(replica, self._told))
 
     def capacity(self, without: Collection[str] = ()) -> Capacity:
         """What serves while some replicas do not."""
@@ -39,9 +39,6 @@ class Rotation:
             out = tuple(replica.name for replica in leaving if any(host.name in hosts for host in replica.hosts))
             found.append(Wave(hosts, out, self.capacity(out), estimate(_work(hosts, standing, changes))))
         return tuple(found)
-
-    def _serves(self, replica: Replica) -> bool:
-        return any(self._told[host.name].serving for host in replica.hosts if host.name in self._told)
 
     def _tokens(self, replica: Replica) -> int | None:
         head = self._told.get(replica.head.name)

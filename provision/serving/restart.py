@@ -56,7 +56,7 @@ def _do(replica: Replica, hosts: Sequence[Host], command: str) -> None:
             why = answer.trouble.message if answer.trouble else (answer.text.strip() or answer.error)
             raise RestartError(
                 f"{replica.name}: {command} did not succeed on {answer.host.name}: {why}\n"
-                f"  {_next(replica)}\n  Look there:  {command.replace('restart', 'status').replace('start', 'status')}"
+                f"  {_next(replica)}\n  Look there:  systemctl status {command.rpartition(' ')[2]}"
             )
 
 

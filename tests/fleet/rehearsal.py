@@ -10,6 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Variables of hosts that serve the lab's tiny model.
+TINY = """\
+hardware_profile: 8xh20-96
+weights_repo: provision-lab/tiny-deepseek-v3
+serving_env_build: cpu
+swap_path: /data/swapfile
+swap_size: 64M
+vllm_served_model_name: tiny
+"""
+
 
 @dataclass
 class Run:

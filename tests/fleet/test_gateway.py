@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from clients import Clients
-from rehearsal import Run, Site, wait_until
+from rehearsal import TINY, Run, Site, wait_until
 
 HOSTS = """\
 serving:
@@ -23,17 +23,14 @@ serving:
     g_b: {hosts: {node-2: }}
 gateway: {hosts: {front: }}
 """
-SERVING = """\
-hardware_profile: 8xh20-96
-weights_repo: provision-lab/tiny-deepseek-v3
-serving_env_build: cpu
-swap_path: /data/swapfile
-swap_size: 64M
-vllm_served_model_name: tiny
+SERVING = (
+    TINY
+    + """\
 vllm_tensor_parallel_size: 1
 vllm_stall_seconds: 15
 vllm_hang_seconds: 45
 """
+)
 ENGINE = "vllm_args: {{max-model-len: 512, max-num-seqs: {seqs}, num-gpu-blocks-override: 64}}\n"
 REPLICAS = ("g_a", "g_b")
 KILLS, SEED = int(os.environ.get("ROLLING_KILLS", "2")), int(os.environ.get("ROLLING_SEED") or time.time())

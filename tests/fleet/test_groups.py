@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from clients import Clients
-from rehearsal import Run, Site, wait_until
+from rehearsal import TINY, Run, Site, wait_until
 
 HOSTS = """\
 serving:
@@ -19,16 +19,13 @@ serving:
     by_vllm: {hosts: {node-3: , node-4: }}
 gateway: {hosts: {front: }}
 """
-SERVING = """\
-hardware_profile: 8xh20-96
-weights_repo: provision-lab/tiny-deepseek-v3
-serving_env_build: cpu
-swap_path: /data/swapfile
-swap_size: 64M
-vllm_served_model_name: tiny
+SERVING = (
+    TINY
+    + """\
 vllm_tensor_parallel_size: 2
 vllm_args: {max-model-len: 512, max-num-seqs: 4, num-gpu-blocks-override: 64, enable-expert-parallel: true}
 """
+)
 BOTH = {"by_ray": "in", "by_vllm": "in"}
 OUT_S = 5
 

@@ -7,19 +7,16 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from rehearsal import Run, Site, wait_until
+from rehearsal import TINY, Run, Site, wait_until
 
 HOSTS = "serving: {children: {pair: {hosts: {node-1: , node-2: }}}}\n"
-SERVING = """\
-hardware_profile: 8xh20-96
-weights_repo: provision-lab/tiny-deepseek-v3
-serving_env_build: cpu
-swap_path: /data/swapfile
-swap_size: 64M
-vllm_served_model_name: tiny
+SERVING = (
+    TINY
+    + """\
 vllm_executor: mp
 vllm_args: {max-model-len: 512, max-num-seqs: 4, num-gpu-blocks-override: 64, enable-expert-parallel: true}
 """
+)
 SPLIT, COPIES = "vllm_tensor_parallel_size: 2\n", "vllm_tensor_parallel_size: 1\nvllm_data_parallel_size: 2\n"
 
 

@@ -126,10 +126,15 @@ def boot_id() -> str:
     return (read_text(BOOT_ID) or "").strip()
 
 
+def asked(wanted: dict[str, Any]) -> KernelModule:
+    """The kernel module of the driver that is wanted."""
+    return KernelModule(wanted["driver"], wanted["kernel_modules"])
+
+
 def driver_reasons(wanted: dict[str, Any]) -> Iterator[str]:
     """What of the driver only a reboot brings to run."""
     if wanted["driver"] and wanted["driver_counts"]:
-        loaded, module = loaded_module(), KernelModule(wanted["driver"], wanted["kernel_modules"])
+        loaded, module = loaded_module(), asked(wanted)
         if loaded.version and loaded != module:
             yield told_apart(loaded, module)
         elif is_nouveau_busy():
@@ -173,12 +178,12 @@ def gpu_reasons(modes: dict[str, Any], check_mode: bool) -> Iterator[str]:
 def is_to_be_built(wanted: dict[str, Any]) -> bool:
     """Whether an earlier task, which check mode takes for done, would have the next kernel's module built."""
     has_headers = os.path.exists(f"{MODULES}/{next_kernel()}/build")
-    return loaded_module() != KernelModule(wanted["driver"], wanted["kernel_modules"]) or not has_headers
+    return loaded_module() != asked(wanted) or not has_headers
 
 
 def refuse_without_module(wanted: dict[str, Any]) -> None:
     """Stop before a reboot after which there would be no driver: its module was not built for the kernel to come."""
-    kernel, module = next_kernel(), KernelModule(wanted["driver"], wanted["kernel_modules"])
+    kernel, module = next_kernel(), asked(wanted)
     built = built_module(kernel)
     if built != module:
         raise HostError(

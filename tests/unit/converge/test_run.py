@@ -420,7 +420,8 @@ def guarded(inventory, monkeypatch):
     monkeypatch.setattr(gateway, "admit", admit)
     monkeypatch.setattr(gateway, "deadline_of", lambda fleet: 600)
     part = sys.modules["provision.converge.bootstrap"]
-    monkeypatch.setattr(part, "disturbed", lambda fleet, *_: [r for r in fleet.replicas if r.name == "a"])
+    monkeypatch.setattr(part, "touched", lambda fleet, *_: [r for r in fleet.replicas if r.name == "a"])
+    monkeypatch.setattr(part, "serves", lambda *_: True)
     return told
 
 
