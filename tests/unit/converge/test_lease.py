@@ -115,8 +115,8 @@ def test_a_run_that_was_killed_just_now_does_not_stand_in_the_way(hosts, tmp_pat
 
 def test_without_beats_a_holder_ends_and_with_them_it_does_not(tmp_path):
     path = tmp_path / "lease"
-    process = take(path, limit=2)
-    for _ in range(25):
+    process = take(path, limit=5)
+    for _ in range(55):  # longer than the limit
         time.sleep(0.1)
         process.stdin.write("beat\n")
         assert '"beat"' in process.stdout.readline()
