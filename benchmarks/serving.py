@@ -32,9 +32,11 @@ METRICS = 8405
 STATE = re.compile(r'haproxy_server_status\{proxy="replicas",server="(\w+)",state="(\w+)"\} 1')
 SESSIONS = re.compile(r'haproxy_server_current_sessions\{proxy="replicas",server="(\w+)"\} (\d+)')
 LOOK_S = 0.1  # between two looks at the gateways, and between two questions whether the shared address answers
-PART_S = 1800  # that a part may take
+PART_S = 3600  # that a part may take
 FIRST_S = 3600  # and the first bootstrap
 BEFORE_S = 2  # in which what fails together was in flight together
+# A start that compiles takes most of this machine for minutes, in which the other replicas do not answer as they would.
+ARGUMENTS: dict[str, Any] = {**SERVING["vllm_args"], "enforce-eager": True}  # type: ignore[dict-item]
 BACK_S = 600  # until a replica that was killed is back by itself
 
 
@@ -115,6 +117,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.options = options
         self.site = Site(work, options.replicas, "", gateways=2)
+        self._arguments(ARGUMENTS)
         self.found: dict[str, Any] = {"replicas": options.replicas, "clients": options.clients}
         self.failed: dict[str, str] = {}
 
@@ -139,6 +142,9 @@ class Benchmark:
             self.found["failed_replica_kill"] = sum(self.found[f"failed_{name}_kill"] for name in kills)
             self.found["in_flight_replica_kill"] = sum(self.found[f"in_flight_{name}_kill"] for name in kills)
             self.found["out_of_rotation_s"] = max(self.found[f"out_of_rotation_{name}_s"] for name in kills)
+
+    def _arguments(self, arguments: dict[str, Any]) -> None:
+        self.site.write("group_vars/serving.yml", {**SERVING, "vllm_args": arguments})
 
     def _prepare(self) -> None:
         self.site.up(Deadline(PART_S))
@@ -188,8 +194,7 @@ class Benchmark:
 
     def rolling_restart(self) -> None:
         """Another argument of vLLM."""
-        arguments = {**SERVING["vllm_args"], "max-num-seqs": 6}  # type: ignore[dict-item]
-        self.rolling("restart", lambda: self.site.write("group_vars/serving.yml", {**SERVING, "vllm_args": arguments}))
+        self.rolling("restart", lambda: self._arguments({**ARGUMENTS, "max-num-seqs": 6}))
 
     def rolling_upgrade(self) -> None:
         """Another driver, which takes a reboot."""

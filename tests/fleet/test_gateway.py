@@ -31,7 +31,7 @@ vllm_stall_seconds: 15
 vllm_hang_seconds: 45
 """
 )
-ENGINE = "vllm_args: {{max-model-len: 512, max-num-seqs: {seqs}, num-gpu-blocks-override: 64}}\n"
+ENGINE = "vllm_args: {{max-model-len: 512, max-num-seqs: {seqs}, num-gpu-blocks-override: 64, enforce-eager: true}}\n"
 REPLICAS = ("g_a", "g_b")
 KILLS, SEED = int(os.environ.get("ROLLING_KILLS", "2")), int(os.environ.get("ROLLING_SEED") or time.time())
 
