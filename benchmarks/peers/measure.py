@@ -137,6 +137,13 @@ def fleet_group(fleet: str) -> Path | None:
     return found[0] if found else None
 
 
+def come_first(fleet: str, host: str) -> None:
+    """Let a host of a fleet run whenever it has something to do, as if it had a processor of its own."""
+    for name, share in (("cpu.shares", 10240), ("cpu.weight", 1000)):  # of control groups of version 1 and 2: ten times
+        for path in CGROUPS.glob(f"**/provision-lab/{fleet}/hosts/{host}/{name}"):
+            path.write_text(str(share), encoding="ascii")
+
+
 class Peak:
     """Looks at the memory of a process and all its descendants while it runs; what several share counts once."""
 

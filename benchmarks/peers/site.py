@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peers.measure import Deadline, OverError, Took, fleet_group, run, say
+from peers.measure import Deadline, OverError, Took, come_first, fleet_group, run, say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROVISION = Path(sys.executable).parent / "provision"
@@ -72,6 +72,8 @@ class Site:
         """Boot the hosts, bare."""
         took = self.provision("lab", "up", self.inventory, deadline=deadline)
         self.group = fleet_group(self.fleet.name)
+        for name in self.gateways:
+            come_first(self.fleet.name, name)
         say(f"{len(self.names) + len(self.gateways)} bare hosts up after {took.seconds:.0f} s")
 
     def down(self) -> None:

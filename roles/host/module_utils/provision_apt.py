@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import time
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
 
@@ -149,10 +150,13 @@ def has_lists() -> bool:
 
 
 def fetch_lists(lock_timeout_s: int) -> bool:
-    """Fetch the lists anew; whether all of them came."""
-    patience = f"--option=DPkg::Lock::Timeout={lock_timeout_s}"
-    command = ["apt-get", "update", patience, "--option=APT::Update::Error-Mode=any"]
-    return run(command, check=False).rc == 0
+    """Fetch the lists anew; whether all of them came. Apt does not wait for their lock, so it is asked again."""
+    give_up = time.monotonic() + lock_timeout_s
+    while True:
+        done = run(["apt-get", "update", "--option=APT::Update::Error-Mode=any"], check=False)
+        if done.rc == 0 or not re.search(LOCKED, done.err) or time.monotonic() >= give_up:
+            return done.rc == 0
+        time.sleep(1)
 
 
 def lock_holder(locks: Iterable[str] = LOCKS) -> str:

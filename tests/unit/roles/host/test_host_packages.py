@@ -51,6 +51,31 @@ def test_installed_packages_are_told_with_what_is_wrong_of_them(dpkg):
     assert {name for name, package in found.items() if not package.whole} == {"broken", "unpacked"}
 
 
+HELD = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 812 (apt-get)"
+
+
+@pytest.mark.parametrize(
+    ("ends", "came"),
+    [([(100, HELD), (100, HELD), (0, "")], True), ([(100, "E: Failed to fetch")], False), ([(0, "")], True)],
+    ids=["held for a while", "no network", "at once"],
+)
+def test_lists_that_another_process_holds_are_waited_for(monkeypatch, ends, came):
+    left = list(ends)
+    monkeypatch.setattr(provision_apt.time, "sleep", lambda _: None)
+    monkeypatch.setattr(
+        provision_apt,
+        "run",
+        lambda argv, check: Ran(left[0][0], "", left.pop(0)[1]),
+    )
+    assert provision_apt.fetch_lists(60) == came
+    assert left == []
+
+
+def test_lists_that_stay_held_are_given_up(monkeypatch):
+    monkeypatch.setattr(provision_apt, "run", lambda argv, check: Ran(100, "", HELD))
+    assert not provision_apt.fetch_lists(0)
+
+
 def test_dpkg_is_asked_again_only_when_its_files_have_changed(dpkg, tmp_path):
     installed(), installed()
     assert len(dpkg) == 1
