@@ -207,13 +207,12 @@ class Benchmark:
 
         self.rolling("upgrade", change)
 
-    def kill(self, name: str, how: Callable[[str], None]) -> None:
+    def kill(self, name: str, how: Callable[[str], float]) -> None:
         """One replica ends without notice, and comes back by itself."""
         host = self.site.names[0]
         replica = f"r{host[5:]}"
         with self.load() as (clients, watch):
-            begun = time.time()
-            how(host)
+            begun = how(host)
             out = watch.wait(f"{replica} out of rotation", lambda names: replica not in names, begun, 60) - begun
             back = watch.wait(f"{replica} back", lambda names: replica in names, begun + out, BACK_S) - begun
         failed = clients.failed()
@@ -234,8 +233,7 @@ class Benchmark:
         """The gateway that has the shared address loses its power."""
         holder = next(name for name in self.site.gateways if self.shared in self.site.sh(name, "ip -brief address"))
         with self.load() as (clients, watch):
-            begun = time.time()
-            self._cut_power(holder)
+            begun = self._cut_power(holder)
             watch.wait("some in rotation", bool, begun + 1, BACK_S)
             time.sleep(10)
             silence = watch.silence(begun)
@@ -243,14 +241,25 @@ class Benchmark:
         self._tell(clients)
         self.found |= {"gateway_takeover_s": round(silence, 2), "failed_gateway_kill": len(clients.failed())}
 
-    def _kill_process(self, host: str) -> None:
+    def _kill_process(self, host: str) -> float:
+        """The moment before the command that kills it."""
+        begun = time.time()
         self.site.sh(host, "systemctl kill --signal=KILL vllm.service")
+        return begun
 
-    def _cut_power(self, host: str) -> None:
+    def _cut_power(self, host: str) -> float:
+        """The moment at which the host's first process is gone: the command itself takes seconds to start here."""
+        leader = Path("/proc", (self.site.fleet / "hosts" / host / "leader").read_text(encoding="ascii").strip())
         words = ("lab", "reboot", "--hard", self.site.inventory, host)
         threading.Thread(
             target=self.site.provision, args=words, kwargs={"deadline": Deadline(300)}, daemon=True
         ).start()
+        deadline = time.time() + 60
+        while leader.exists():
+            if time.time() > deadline:
+                raise OverError(f"{host} was not switched off")
+            time.sleep(LOOK_S / 10)
+        return time.time()
 
     def _tell(self, clients: Clients) -> None:
         for one in clients.failed()[:5]:
