@@ -177,7 +177,9 @@ def test_where_nothing_uses_another_the_newest_is_the_way_back(module, several, 
 
 
 def test_what_a_process_runs_in_is_used(module, several):
-    with subprocess.Popen(["/bin/sh", "-c", "read x", f"{several['b']}/bin/python"], stdin=subprocess.PIPE):
+    command = ["/bin/sh", "-c", "echo runs; read x", f"{several['b']}/bin/python"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # for a moment after it was made, the kernel has no command line of it
         assert removed(module, several) == [str(several["c"])]
     assert several["b"].is_dir()
 
