@@ -159,6 +159,22 @@ def test_a_stopped_engine_is_started_again(served: Site) -> None:
     assert difference(before, snapshot(served, "node-1")) == {}
 
 
+def test_an_engine_that_ends_at_once_is_started_later_each_time_but_by_hand_at_once(served: Site) -> None:
+    dropped = "/run/systemd/system/vllm.service.d"
+    served.sh(
+        "node-1",
+        f"mkdir -p {dropped}; printf '[Service]\nExecStart=\nExecStart=/bin/false\n' > {dropped}/false.conf; "
+        "systemctl daemon-reload; systemctl restart vllm.service || true",
+    )
+    said = "journalctl -b -u vllm.service --since=-5min -o cat | grep -c {}"
+    wait_until("the third restart", lambda: served.sh("node-1", said.format("'in 30 s'") + " || true").strip() == "1")
+    assert served.sh("node-1", said.format("'in 10 s'")).strip() == "1"
+    assert "in 30 s" in served.run("status", served.directory, code=None).out
+    served.sh("node-1", f"rm -r {dropped}; systemctl daemon-reload; timeout 8 systemctl restart vllm.service")
+    assert served.bootstrap().changes() == {}
+    assert completion(served)["usage"]["completion_tokens"] >= 1
+
+
 @pytest.mark.parametrize("host", ["node-2", "node-1"])
 def test_a_rebooted_host_serves_again_by_itself(served: Site, host: str) -> None:
     before = {name: snapshot(served, name) for name in HOSTS}

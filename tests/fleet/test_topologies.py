@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.request
 from collections.abc import Callable
 
 import pytest
 import yaml
+from clients import Clients
 from rehearsal import TINY, Run, Site, wait_until
 
 HOSTS = "serving: {children: {pair: {hosts: {node-1: , node-2: }}}}\n"
-SERVING = (
-    TINY
-    + """\
-vllm_executor: mp
-vllm_args: {max-model-len: 512, max-num-seqs: 4, num-gpu-blocks-override: 64, enable-expert-parallel: true}
-"""
-)
+SERVING = TINY + "vllm_executor: mp\n"
+ARGS = "vllm_args: {{max-model-len: 512, max-num-seqs: 4, num-gpu-blocks-override: 64, {}}}\n"
+EXPERTS = ARGS.format("enable-expert-parallel: true")
+# The tiny model's layers all made dense, for which there are no weights.
+DENSE = ARGS.format("load-format: dummy, hf-overrides: {n_routed_experts: 0, first_k_dense_replace: 2}")
 SPLIT, COPIES = "vllm_tensor_parallel_size: 2\n", "vllm_tensor_parallel_size: 1\nvllm_data_parallel_size: 2\n"
+TOKENS = r'^vllm:generation_tokens_total\{engine="(\d)".*\} (\S+)$'
 
 
 class Pair:
@@ -36,9 +38,18 @@ class Pair:
     def epochs(self) -> list[str]:
         return [self.site.sh(host, "cat /run/vllm/epoch", check=False).strip() for host in ("node-1", "node-2")]
 
+    def url(self) -> str:
+        return str(json.loads(self.site.run("status", self.site.directory, "--json").out)["replicas"][0]["url"])
+
     def began_anew(self, before: list[str]) -> bool:
         now = self.epochs()
         return now[0] != before[0] and now[0] == now[1] and self.healthy()
+
+
+def tokens(url: str) -> dict[str, float]:
+    """How many tokens each copy has generated, as the metrics of their one API say."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/metrics", timeout=60) as told:
+        return {copy: float(count) for copy, count in re.findall(TOKENS, told.read().decode(), re.MULTILINE)}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +57,7 @@ def pair(make_site: Callable[[str], Site]) -> Pair:
     site = make_site("topologies")
     site.variables("hosts.yml", HOSTS)
     pair = Pair(site)
-    pair.sizes(SPLIT)
+    pair.sizes(SPLIT + EXPERTS)
     site.up()
     return pair
 
@@ -83,9 +94,24 @@ def test_a_host_that_loses_power_comes_back_into_the_engine(pair: Pair, first: R
     assert pair.site.bootstrap().changes() == {}
 
 
-def test_copies_on_two_hosts_are_configured_and_find_each_other(pair: Pair, first: Run) -> None:
+def test_copies_on_two_hosts_answer_behind_one_api_and_begin_anew_together(pair: Pair, first: Run) -> None:
+    pair.sizes(COPIES + DENSE)
+    pair.site.bootstrap()
+    assert pair.site.bootstrap().changes() == {}
+    before, url = pair.epochs(), pair.url()
+    idle = tokens(url)
+    assert set(idle) == {"0", "1"}
+    with Clients(url, "tiny", 4) as clients:
+        wait_until("both copies generate", lambda: all(count > idle[copy] for copy, count in tokens(url).items()))
+    assert not clients.failed()
+    pair.site.sh("node-2", "systemctl kill --signal=KILL vllm.service")
+    wait_until("both are part of a new start", lambda: pair.began_anew(before), 300)
+    assert pair.site.bootstrap().changes() == {}
+
+
+def test_copies_of_a_model_with_experts_are_configured_and_find_each_other(pair: Pair, first: Run) -> None:
     """No more can be seen here: vLLM's CPU build lacks what copies of a model with experts exchange (all_gatherv)."""
-    pair.sizes(COPIES + "vllm_start_timeout: 150\n")
+    pair.sizes(COPIES + EXPERTS + "vllm_start_timeout: 150\n")
     assert "is not ready after 150 s" in pair.site.bootstrap(code=1).text
     head, other = (yaml.safe_load(pair.site.sh(host, "cat /etc/provision/vllm.yaml")) for host in ("node-1", "node-2"))
     alike = {"data-parallel-size": 2, "data-parallel-size-local": 1, "data-parallel-rpc-port": 13345}
