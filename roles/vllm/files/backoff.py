@@ -38,7 +38,7 @@ def following(last: Start | None, restarts: int, now: float) -> Start:
 
 def pause_s(start: Start) -> int:
     """Seconds to wait beyond the pause that systemd has made already."""
-    return min(FIRST_S * 2 ** max(start.in_vain - 1, 0), LONGEST_S) - FIRST_S
+    return min(FIRST_S << max(start.in_vain - 1, 0), LONGEST_S) - FIRST_S
 
 
 def remembered(state: Path) -> Start | None:
