@@ -33,6 +33,7 @@ vllm_hang_seconds: 45
 )
 ENGINE = "vllm_args: {{max-model-len: 512, max-num-seqs: {seqs}, num-gpu-blocks-override: 64, enforce-eager: true}}\n"
 REPLICAS = ("g_a", "g_b")
+CHANGES = itertools.cycle((5, 6))  # values of an argument of vLLM, each of which rolls
 KILLS, SEED = int(os.environ.get("ROLLING_KILLS", "2")), int(os.environ.get("ROLLING_SEED") or time.time())
 
 
@@ -202,12 +203,16 @@ def test_the_gateway_comes_back_after_a_reboot(fleet: Fleet, first: Run) -> None
 
 
 def run_and_kill(fleet: Fleet, victim: str, seconds: float, chance: random.Random) -> str:
-    """Begin a run, and after so many seconds kill it, or cut the power of a replica's host; what was hit."""
+    """Begin a rolling change, and after so many seconds kill the run, or cut the power of a replica's host; what was hit.
+
+    A run that had ended by then is followed by another, and hit sooner.
+    """
     site = fleet.site
+    fleet.engine(seqs=next(CHANGES))
     run = site.begin("bootstrap", site.directory)
     with contextlib.suppress(subprocess.TimeoutExpired):
         run.communicate(timeout=seconds)
-        return "nothing: the run had ended"
+        return run_and_kill(fleet, victim, seconds / 2, chance)
     if victim == "controller":
         run.kill()
         run.wait()
@@ -232,7 +237,6 @@ def test_killed_anywhere_in_a_rolling_change_one_more_run_makes_it_whole(
 ) -> None:
     chance = random.Random(f"{SEED}-{number}")  # noqa: S311 - no secret
     victim, seconds = chance.choice(["controller", "host"]), chance.uniform(2, 90)
-    fleet.engine(seqs=5 + number % 2)
     with fleet.clients() as clients:
         hit = run_and_kill(fleet, victim, seconds, chance)
         again = fleet.site.bootstrap(code=None)

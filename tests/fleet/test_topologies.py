@@ -1,4 +1,4 @@
-"""One engine over two hosts that vLLM itself joins, without Ray: what begins anew on one host begins anew on both."""
+"""The shapes of a replica: one engine over two hosts without Ray, which begins anew on both or neither; by Ray; one host; copies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ import yaml
 from clients import Clients
 from rehearsal import TINY, Run, Site, wait_until
 
-HOSTS = "serving: {children: {pair: {hosts: {node-1: , node-2: }}}}\n"
-SERVING = TINY + "vllm_executor: mp\n"
+TOGETHER = "serving: {children: {pair: {hosts: {node-1: , node-2: }}}}\n"
+APART = "serving: {children: {wide: {hosts: {node-1: }}, narrow: {hosts: {node-2: }}}}\n"
+SPLIT = "vllm_executor: mp\nvllm_tensor_parallel_size: 2\n"
+EIGHT = "ray_num_gpus: 8\nvllm_tensor_parallel_size: 8\n"
+STAGES = EIGHT + "vllm_executor: ray\nvllm_pipeline_parallel_size: 2\n"
+COPIES = "vllm_executor: mp\nvllm_tensor_parallel_size: 1\nvllm_data_parallel_size: 2\n"
 ARGS = "vllm_args: {{max-model-len: 512, max-num-seqs: 4, num-gpu-blocks-override: 64, {}}}\n"
 EXPERTS = ARGS.format("enable-expert-parallel: true")
-# The tiny model's layers all made dense, for which there are no weights.
+# The tiny model with other sizes, for which there are no weights: a head and an expert for each of eight ranks; no experts.
+WIDE = ARGS.format(
+    "enable-expert-parallel: true, load-format: dummy, hf-overrides: {num_attention_heads: 8, num_key_value_heads: 8}"
+)
 DENSE = ARGS.format("load-format: dummy, hf-overrides: {n_routed_experts: 0, first_k_dense_replace: 2}")
-SPLIT, COPIES = "vllm_tensor_parallel_size: 2\n", "vllm_tensor_parallel_size: 1\nvllm_data_parallel_size: 2\n"
 TOKENS = r'^vllm:generation_tokens_total\{engine="(\d)".*\} (\S+)$'
 
 
@@ -29,7 +35,7 @@ class Pair:
         self.site = site
 
     def sizes(self, text: str) -> None:
-        self.site.variables("group_vars/serving.yml", SERVING + text)
+        self.site.variables("group_vars/serving.yml", TINY + text)
 
     def healthy(self) -> bool:
         run = self.site.run("status", self.site.directory, "--json", code=None)
@@ -55,7 +61,7 @@ def tokens(url: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def pair(make_site: Callable[[str], Site]) -> Pair:
     site = make_site("topologies")
-    site.variables("hosts.yml", HOSTS)
+    site.variables("hosts.yml", TOGETHER)
     pair = Pair(site)
     pair.sizes(SPLIT + EXPERTS)
     site.up()
@@ -94,7 +100,31 @@ def test_a_host_that_loses_power_comes_back_into_the_engine(pair: Pair, first: R
     assert pair.site.bootstrap().changes() == {}
 
 
+def test_one_copy_takes_all_gpus_of_two_hosts_by_ray(pair: Pair, first: Run) -> None:
+    """Tensor parallel 8, pipeline parallel 2: the shape of a model that one host cannot hold."""
+    pair.sizes(STAGES + WIDE)
+    pair.site.bootstrap()
+    assert pair.healthy()
+    ranks = "ps -eo args | grep -c '^ray::RayWorker'"
+    assert [int(pair.site.sh(host, ranks)) for host in ("node-1", "node-2")] == [8, 8]
+    assert pair.site.bootstrap().changes() == {}
+
+
+def test_hosts_that_served_together_serve_apart(pair: Pair, first: Run) -> None:
+    """Tensor parallel 8 on one of them, a single GPU on the other."""
+    pair.site.variables("hosts.yml", APART)
+    pair.site.variables("group_vars/wide.yml", EIGHT + WIDE)
+    pair.site.variables("group_vars/narrow.yml", "vllm_tensor_parallel_size: 1\n" + ARGS.format("enforce-eager: true"))
+    pair.sizes("")
+    pair.site.bootstrap()
+    assert pair.healthy()
+    ranks = "ps -eo args | grep -c '^VLLM::Worker'"
+    assert [int(pair.site.sh(host, ranks, check=False)) for host in ("node-1", "node-2")] == [8, 0]
+    assert pair.site.bootstrap().changes() == {}
+
+
 def test_copies_on_two_hosts_answer_behind_one_api_and_begin_anew_together(pair: Pair, first: Run) -> None:
+    pair.site.variables("hosts.yml", TOGETHER)
     pair.sizes(COPIES + DENSE)
     pair.site.bootstrap()
     assert pair.site.bootstrap().changes() == {}
