@@ -33,7 +33,6 @@ def world(directory: Path, repository: str, hub: str) -> dict[str, object]:
         "weights_endpoint": hub,
         "cuda_nccl_tests": False,  # nothing here compiles or runs CUDA code
         "serving_env_build": "cpu",
-        "ray_num_gpus": 1,
         "ray_interface": "host0",
     }
     if index.index_url:
