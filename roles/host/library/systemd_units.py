@@ -48,7 +48,8 @@ description:
     started with one is restarted. What a unit shall be stands in its text.
 options:
   units:
-    description: The units, in the order in which they start.
+    description:
+      - The units, in the order in which they start. Before that, those that shall be absent stop, in the reverse order.
     type: list
     elements: dict
     required: true
@@ -136,7 +137,7 @@ def plan_files(units: list[dict[str, Any]], systemd: Systemd, check_mode: bool) 
     """Put the texts in place, then have systemd read what it has not read yet."""
     unread = {unit["name"] for unit in units if is_unread(unit, systemd[unit["name"]])}
     is_written = False
-    for unit in units:
+    for unit in in_order(units):
         changes = list(plan_absent(unit, systemd) if unit["state"] == "absent" else plan_text(unit))
         yield from changes
         is_written = is_written or bool(changes)
@@ -147,6 +148,12 @@ def plan_files(units: list[dict[str, Any]], systemd: Systemd, check_mode: bool) 
     if is_written and not check_mode:
         reload()
         systemd.forget()
+
+
+def in_order(units: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that go, the last first: a watcher stops before what it would start anew. Then the rest."""
+    going = [unit for unit in units if unit["state"] == "absent"]
+    return going[::-1] + [unit for unit in units if unit not in going]
 
 
 def reload() -> None:

@@ -267,6 +267,17 @@ def test_an_absent_unit_leaves_nothing(standing, host):
     assert told(standing, unit(state="absent")) == []
 
 
+def test_absent_units_stop_before_others_start_and_in_the_reverse_order(standing, host):
+    wanted = [
+        unit(name="new.service"),
+        *(unit(name=f"{name}.service", state="absent") for name in ("engine", "watcher")),
+    ]
+    actions = [action for action, _ in told(standing, *wanted)]
+    stopped = [action for action in actions if action.startswith("Stopped")]
+    assert stopped == ["Stopped watcher.service.", "Stopped engine.service."]
+    assert max(map(actions.index, stopped)) < actions.index(f"Wrote {host}/units/new.service.")
+
+
 def test_a_unit_whose_file_is_gone_is_stopped_all_the_same(standing, host):
     (host / "units/x.service").unlink()
     assert told(standing, unit(state="absent"))[0] == ("Stopped x.service.", "restart")
