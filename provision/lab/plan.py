@@ -85,6 +85,7 @@ def _rehearsed(fleet: Fleet, host: Host) -> dict[str, object]:
         "vllm_tensor_parallel_size": len(replica.hosts),
         "vllm_pipeline_parallel_size": 1,
         "vllm_data_parallel_size": 1,
+        "ray_num_gpus": 1,
         "vllm_args": arguments,
         **({"swap_size": "64M"} if host.variables.get("swap_size") else {}),
         "swap_mode": "file",  # simulated hosts have no partitions, and their root is an overlay

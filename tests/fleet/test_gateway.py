@@ -202,8 +202,8 @@ def test_the_gateway_comes_back_after_a_reboot(fleet: Fleet, first: Run) -> None
     assert fleet.site.bootstrap().changes() == {}
 
 
-def run_and_kill(fleet: Fleet, victim: str, seconds: float, chance: random.Random) -> str:
-    """Begin a rolling change, and after so many seconds kill the run, or cut the power of a replica's host; what was hit.
+def run_and_kill(fleet: Fleet, victim: str, seconds: float, chance: random.Random) -> tuple[str, float]:
+    """Begin a rolling change, and after some seconds kill the run or cut a replica's host's power; what was hit, and when.
 
     A run that had ended by then is followed by another, and hit sooner.
     """
@@ -211,18 +211,19 @@ def run_and_kill(fleet: Fleet, victim: str, seconds: float, chance: random.Rando
     fleet.engine(seqs=next(CHANGES))
     run = site.begin("bootstrap", site.directory)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        run.communicate(timeout=seconds)
+        told, _ = run.communicate(timeout=seconds)
+        assert run.returncode == 0, told
         return run_and_kill(fleet, victim, seconds / 2, chance)
     if victim == "controller":
         run.kill()
         run.wait()
-        return "the controller"
+        return "the controller", seconds
     # A replica that is out already, if one is: the other must go on.
     out = [name for name, state in fleet.rotation().items() if state != "in"]
     host = {"g_a": "node-1", "g_b": "node-2"}[out[0] if out else chance.choice(REPLICAS)]
     site.run("lab", "reboot", site.directory, host, "--hard")
     run.communicate()
-    return host
+    return host, seconds
 
 
 def longest_silence(clients: Clients) -> float:
@@ -238,7 +239,7 @@ def test_killed_anywhere_in_a_rolling_change_one_more_run_makes_it_whole(
     chance = random.Random(f"{SEED}-{number}")  # noqa: S311 - no secret
     victim, seconds = chance.choice(["controller", "host"]), chance.uniform(2, 90)
     with fleet.clients() as clients:
-        hit = run_and_kill(fleet, victim, seconds, chance)
+        hit, seconds = run_and_kill(fleet, victim, seconds, chance)
         again = fleet.site.bootstrap(code=None)
         if again.code:  # the host that was cut off boots, or its replica's engine still starts
             again = fleet.site.bootstrap()

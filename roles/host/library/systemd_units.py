@@ -28,6 +28,7 @@ from ansible.module_utils.provision_units import (
     drop_ins,
     full_text,
     is_enabled,
+    is_pausing,
     is_unread,
     stale,
     start,
@@ -218,7 +219,7 @@ def plan_state(unit: dict[str, Any], seen: dict[str, str], check_mode: bool) -> 
     # reenable, since a changed [Install] leaves links of the old one; it passes over what a package has for SysV
     enable = "enable" if unit["content"] is None else "reenable"
     enabling = ["systemctl", enable if unit["enabled"] else "disable", name]
-    is_up = seen["ActiveState"] in UP and seen["SubState"] != "auto-restart"
+    is_up = seen["ActiveState"] in UP and not is_pausing(seen)
     differs = is_enabled(unit, seen) != unit["enabled"]
     if differs and (is_up or unit["state"] != "started"):
         verb, words = ("Enabled", "disabled\n enabled\n") if unit["enabled"] else ("Disabled", "enabled\n disabled\n")
@@ -229,7 +230,7 @@ def plan_state(unit: dict[str, Any], seen: dict[str, str], check_mode: bool) -> 
         # One sentence for both: whether a package enables its unit by itself cannot be foretold.
         before = f"state: {seen['ActiveState']} ({seen['SubState']})\n"
         yield Change(
-            f"Started {name}.", lambda: start(name, enabling if differs else []), name, before, "state: active\n"
+            f"Started {name}.", lambda: start(name, enabling if differs else [], seen), name, before, "state: active\n"
         )
     elif unit["state"] == "started":
         why = stale(unit, full_text(unit) if unit["content"] is not None else "", seen)

@@ -22,6 +22,7 @@ PROPERTIES = (
     "FragmentPath",
     "NeedDaemonReload",
     "InvocationID",
+    "NRestarts",
 )
 # The record's line is a shell command inside a unit file: a name of these characters needs no quoting in either.
 PLAIN = re.compile(r"[A-Za-z0-9_./@:+-]+")
@@ -180,8 +181,14 @@ def act_or_explain(verb: str, name: str) -> None:
         )
 
 
-def start(name: str, enabling: list[str]) -> None:
-    """Have a unit start at boot, if it does not, and now."""
+def is_pausing(seen: dict[str, str]) -> bool:
+    """Whether a unit ended and waits for its next start: systemd waits, or what the unit itself runs before it."""
+    again = seen.get("NRestarts", "0") != "0"
+    return seen["SubState"].startswith("auto-restart") or (seen["SubState"] == "start-pre" and again)
+
+
+def start(name: str, enabling: list[str], seen: dict[str, str]) -> None:
+    """Have a unit start at boot, if it does not, and now: only a restart cuts a pause short."""
     if enabling:
         run(enabling)
-    act_or_explain("start", name)
+    act_or_explain("restart" if is_pausing(seen) else "start", name)

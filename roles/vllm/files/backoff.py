@@ -3,7 +3,7 @@
 
 systemd itself waits for the same time before every start, or (`RestartSteps`, from 254) for longer after each restart
 since the unit was last started by hand, however long it ran well in between. Here a start in vain is one whose engine
-ended within ten minutes; and whoever starts the unit, by hand or by `provision`, waits for nothing.
+ended within ten minutes; and `systemctl restart`, by hand or by `provision`, waits for nothing.
 
 Standard library only, Python 3.9 and later.
 """

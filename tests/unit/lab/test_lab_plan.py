@@ -58,6 +58,7 @@ def test_a_real_inventory_is_made_small(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert made.rehearsed == {
         "vllm_tensor_parallel_size": 2,
         "vllm_pipeline_parallel_size": 1,
+        "ray_num_gpus": 1,
         "vllm_data_parallel_size": 1,
         "vllm_args": {"max-model-len": 512, "max-num-seqs": 8, "enable-expert-parallel": True},
         "swap_size": "64M",

@@ -146,7 +146,10 @@ def told(module, *wanted, check_mode=True):
         ({}, {}, []),
         ({"ActiveState": "failed", "SubState": "failed"}, {}, ["Started x.service."]),
         ({"ActiveState": "activating", "SubState": "auto-restart"}, {}, ["Started x.service."]),
+        ({"ActiveState": "activating", "SubState": "auto-restart-queued"}, {}, ["Started x.service."]),
         ({"ActiveState": "activating", "SubState": "start"}, {}, []),
+        ({"ActiveState": "activating", "SubState": "start-pre"}, {}, []),
+        ({"ActiveState": "activating", "SubState": "start-pre", "NRestarts": "3"}, {}, ["Started x.service."]),
         ({"LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}, {}, ["Started x.service."]),
         ({"UnitFileState": "disabled"}, {}, ["Enabled x.service."]),
         ({}, {"state": "stopped"}, ["Stopped x.service."]),
@@ -181,6 +184,23 @@ def standing(systemd_units, host, record):
     record(f"f00 {units.unit_sha(text)}", own(text), "11  /etc/a", "22  /etc/b")
     systemd_units.seen |= {"FragmentPath": str(host / "units/x.service")}
     return systemd_units
+
+
+@pytest.mark.parametrize(
+    ("seen", "verb"),
+    [
+        ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "3"}, "start"),
+        ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "1"}, "restart"),
+        ({"ActiveState": "activating", "SubState": "start-pre", "NRestarts": "3"}, "restart"),
+    ],
+)
+def test_a_pause_before_the_next_start_is_cut_short(standing, monkeypatch, seen, verb):
+    ran = []
+    monkeypatch.setattr(units, "act_or_explain", lambda *words: ran.append(words))
+    standing.seen |= seen
+    for change in standing.plan([unit()], check_mode=False):
+        change.act()
+    assert ran == [(verb, "x.service")]
 
 
 def test_all_units_are_asked_for_at_once(standing):
