@@ -63,7 +63,7 @@ class Plain:
             self._hosts = dict.fromkeys(self._all, "ok") if event["stage"] == "reach" else {}
         elif kind == "wave_started" and event["wave"] > 1:
             self.print(f"wave {event['wave']}: {', '.join(event['hosts'])}")
-        elif kind in ("replica_drained", "replica_admitted"):
+        elif kind in ("replica_drained", "replica_admitted", "replica_stays_out"):
             self.print(rotated(event))
         elif kind == "stopping":
             self.print(stopping(event))
@@ -131,7 +131,7 @@ class Lines:
             self._verified(event)
         elif kind == "mending":
             self._mending(event)
-        elif kind in ("replica_drained", "replica_admitted"):
+        elif kind in ("replica_drained", "replica_admitted", "replica_stays_out"):
             self._notice = rotated(event)
         elif kind == "stopping":
             self._notice = stopping(event)
@@ -197,9 +197,11 @@ class Lines:
 
 
 def rotated(event: Event) -> str:
-    """A replica that left rotation or came back."""
+    """A replica that left rotation, came back, or did not."""
     if event["type"] == "replica_admitted":
         return f"{event['replica']} is in rotation again"
+    if event["type"] == "replica_stays_out":
+        return f"{event['replica']} stays out of rotation, as {event['by']} left it: not all of it stands"
     left = f", with {event['in_flight']} requests still in flight" if event["in_flight"] else ""
     return f"{event['replica']} is drained, after {event['seconds']:.0f} s{left}"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -50,7 +51,8 @@ def drain(*, inventory: Path, name: str, deadline: int | None, lab: bool) -> int
     """
     fleet, replica = _find(inventory, name, lab)
     _expect_gateway(fleet)
-    left = _drain(fleet, replica, deadline, BY)
+    with _said_if_interrupted(f"{name} may be drained by now.\n  Back in:  provision serve admit {fleet.path} {name}"):
+        left = _drain(fleet, replica, deadline, BY)
     if not left:
         click.echo(f"  Back in:  provision serve admit {fleet.path} {name}")
     return 1 if left else 0
@@ -84,10 +86,16 @@ def restart_command(*, inventory: Path, name: str, deadline: int | None, lab: bo
         now = gateway.standing(seen, name)
         if fleet.gateways:
             _expect_others(fleet, seen, replica, now)
-            _drain(fleet, replica, deadline, now.by if now and now.by_person else RESTART)
         else:
             click.echo(f"There is no gateway: whoever asks {name} meanwhile is refused.")
-        restart.restart(fleet, replica, on_step=click.echo)
+        with _said_if_interrupted(
+            f"{name} may be drained, and units of it stopped.\n"
+            f"  Start them and take it back:  provision bootstrap {fleet.path} --limit {name}\n"
+            f"  Or begin again:               provision serve restart {fleet.path} {name}"
+        ):
+            if fleet.gateways:
+                _drain(fleet, replica, deadline, now.by if now and now.by_person else RESTART)
+            restart.restart(fleet, replica, on_step=click.echo)
         if now and now.by_person:
             click.echo(f"{name} generates, and stays drained:  provision serve admit {fleet.path} {name}")
         elif fleet.gateways:
@@ -122,6 +130,16 @@ def rollback(*, inventory: Path, name: str, run: str | None, check: bool, diff: 
     if code == exits.OK and not check:
         click.echo(f"\n{inventory} still says otherwise: until it is changed, a bootstrap brings {name} forward again.")
     return code
+
+
+@contextmanager
+def _said_if_interrupted(said: str) -> Iterator[None]:
+    """Whoever presses Ctrl-C is told how things are left."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(said, err=True)
+        raise
 
 
 def _find(inventory: Path, name: str, lab: bool, asked: list[str] | None = None) -> tuple[Fleet, Replica]:

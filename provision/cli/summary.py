@@ -34,11 +34,12 @@ def summary(result: Result, fleet: Fleet, inventory: Path, full: bool = False, c
     yield from _changes(hosts, full)
     yield from _failures(hosts)
     if result.error:
-        yield f"[red]The run failed before it reached the hosts.[/]\n{_indented(result.error)}"
+        yield f"[red]The run broke off.[/]\n{_indented(result.error)}"
     yield from _interrupted(result)
     if result.trouble:
         yield f"[yellow]The journal of this run is not whole:[/] {escape(result.trouble)}"
     yield from _waiting(result, fleet, inventory)
+    yield from _out(result, fleet, inventory)
     yield from _ways(result, fleet, inventory, command)
     yield from _canary(result, fleet, inventory, command)
     yield from _last(result, fleet, command)
@@ -176,6 +177,19 @@ def _waiting(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
         yield f"[yellow]{named}: a reboot waits that the plan did not name:[/] {escape('; '.join(reasons))}."
     if who:
         yield f"  The next plan names it:  provision plan {escape(str(inventory))}{_lab(fleet)}"
+
+
+def _out(result: Result, fleet: Fleet, inventory: Path) -> Iterator[str]:
+    """The replicas that an earlier run drained, and that this one had no reason to trust."""
+    found = False
+    for replica in fleet.replicas:
+        by = next((told.stays_out for host in replica.hosts if (told := result.hosts.get(host.name))), "")
+        found = found or bool(by)
+        if by:
+            why = f"{by} drained it, and not all of it stands."
+            yield f"[yellow]{escape(replica.name)} stays out of rotation:[/] {escape(why)}"
+    if found:
+        yield f"  To bring it back:  provision bootstrap {escape(str(inventory))}{_lab(fleet)}"
 
 
 def _ways(result: Result, fleet: Fleet, inventory: Path, command: str) -> Iterator[str]:

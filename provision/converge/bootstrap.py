@@ -137,7 +137,8 @@ class _Run:
         self.canary: str | None = None
         self.waves = 0
         self.lease: Lease | None = None
-        self.rotation = Rotation(fleet, recorder, journal.id, self._hold)
+        gates = {*REPLICA_STAGES} <= {*stages}
+        self.rotation = Rotation(fleet, recorder, journal.id, self._hold, gates, self._may_serve)
 
     def go(self) -> Result:
         """Look, change what does not stand, look again; until all stands, or it is clear that it will not."""
@@ -268,7 +269,7 @@ class _Run:
     def _return_all(self, ahead: Collection[str] = ()) -> None:
         """What this run, or one that died, left drained comes back, unless one of its hosts failed or is still `ahead`.
 
-        The gateways' own check of it guards what this run has not looked at.
+        Gateways that know nothing of a drain are told.
         """
         if self.how.check or self.interrupted or self.recorder.error:
             return
@@ -279,6 +280,12 @@ class _Run:
             for replica in self.fleet.replicas
             if any(host.name in known for host in replica.hosts) and not any(host.name in bad for host in replica.hosts)
         )
+        self.rotation.tell_all()
+
+    def _may_serve(self, replica: Replica) -> bool:
+        """Whether a replica's proof, Ray and vLLM stand on all its hosts, whatever this run itself is about."""
+        found = stand(self.fleet, replica.hosts, REPLICA_STAGES, who=False)
+        return not found.visits and not any(told.trouble for told in found.receipts.values())
 
     def _note_lost(self) -> None:
         """A host that another run took over meanwhile is no longer ours to change."""
@@ -306,7 +313,8 @@ class _Run:
         watch = Watch(self._event, self.on_text, self._stopping, self._is_lost)
         code, self.interrupted = run_playbook(playbook, directory / "runner", watch)
         self._note_lost()
-        self.recorder.end(0 if self.interrupted else code)
+        was_stopped = self.interrupted or self._is_lost()  # both say so themselves
+        self.recorder.end(0 if was_stopped else code)
 
     def _event(self, event: Mapping[str, Any]) -> None:
         self.recorder.runner_event(self.journal.scrub.value(event))

@@ -34,6 +34,7 @@ class Recorder:
         self._stage_start = 0.0
         self._complaint = ""
         self._fresh: list[Failure] = []  # of the playbook that runs now
+        self._is_whole = False  # whether it came to its end
 
     def send(self, kind: str, /, **fields: object) -> None:
         """Emit one event."""
@@ -93,9 +94,13 @@ class Recorder:
         self._stage = None
 
     def end(self, code: int) -> None:
-        """A playbook ended, with Ansible's own exit code; one that no host accounts for is an error of the run."""
+        """A playbook ended, with Ansible's own exit code; one that no host accounts for is an error of the run.
+
+        So is one that broke off: hosts that had failed before say nothing of why.
+        """
         self.finish_stage()
-        if code and not any(host.failure for host in self.hosts.values()):
+        is_whole, self._is_whole = self._is_whole, False
+        if code and not (is_whole and any(host.failure for host in self.hosts.values())):
             reason = self._complaint.strip().replace("[ERROR]: ", "")
             self.error = reason or f"Ansible ended with code {code} and gave no reason."
 
@@ -152,3 +157,4 @@ class Recorder:
             if host.failure in self._fresh and not (counts["failed"] or counts["unreachable"]):
                 host.failure = None  # it failed inside a block that rescued it
         self._fresh.clear()
+        self._is_whole = True

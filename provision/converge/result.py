@@ -60,6 +60,7 @@ class HostResult:
     `visited` are the stages that did not stand, and why. `held_back` names those left out because of `because`, a host
     of the same replica; `spared` the host whose failure, in an earlier wave, kept the run from this one, or
     INTERRUPT or CANARY. `waits` says why it waits for a reboot that the plan which the run applies does not name.
+    `stays_out` names the run that drained its replica, which this run could not admit, since not all of it stands.
     """
 
     name: str
@@ -71,6 +72,7 @@ class HostResult:
     because: str | None = None
     answer: Answer | None = None
     waits: tuple[str, ...] = ()
+    stays_out: str = ""
     counts: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -30,6 +30,24 @@ VERSIONS = (
 )
 ENVIRONMENTS, OF_THE_NETWORK = ("rdma_env", "ray_env", "vllm_env"), ("NCCL_", "GLOO_", "UCX_")
 GATEWAY = ("gateway_drain_timeout", "gateway_port", "vllm_health_port", "vllm_start_timeout")
+# Arguments of vLLM from which other things follow, and the variables that say them for all of these.
+SAID_ELSEWHERE = {
+    "model": "weights_repo",
+    "host": "vllm_host",
+    "port": "vllm_port",
+    "api-key": "vllm_api_key",
+    "tensor-parallel-size": TENSOR,
+    "pipeline-parallel-size": PIPELINE,
+    "data-parallel-size": DATA,
+    "distributed-executor-backend": "vllm_executor",
+}
+TLS = "the gateway ends TLS (gateway_tls_certificate), and asks vLLM without"
+IMPOSSIBLE = {
+    "uds": "the gateway and the checks ask vLLM at vllm_port",
+    "config": "its file is what provision writes",
+    "headless": "provision says so where it is so",
+    **dict.fromkeys(("ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs"), TLS),
+}
 PORTS = ("fabric_port", "ray_ports", "vllm_ports")
 DEFAULTS_ASKED = (TENSOR, PIPELINE, DATA, "ray_num_gpus", "serving_env_build", *ENDPOINT, *GATEWAY, *PORTS)
 
@@ -188,10 +206,6 @@ class _Checks:
     def copies(self, replica: Replica, count: int) -> Iterator[Problem]:
         """Copies of the model behind one API: equally many on each host, and started by vLLM itself."""
         head, hosts = replica.head, len(replica.hosts)
-        arguments = head.variables.get("vllm_args")
-        if isinstance(arguments, dict) and "data-parallel-size" in arguments:
-            message = f"{replica.name}: vllm_args has data-parallel-size, by which no other host is told of it."
-            yield self.at(head, "vllm_args", message, f"Say {DATA}: {arguments['data-parallel-size']}.")
         if count > 1 and hosts > 1 and replica.joined_by_ray:
             message = f"{replica.name}: vllm_executor is ray, and {DATA} is {count} on {hosts} hosts."
             yield self.at(head, "vllm_executor", message, "Leave vllm_executor out: vLLM starts copies on other hosts.")
@@ -224,6 +238,12 @@ class _Checks:
                 near = nearest(key.replace("_", "-"), known)
                 hint = f"Did you mean {near}?" if near else f"What it takes: vllm serve --help=all, of vLLM {version}."
                 yield Problem(f"vllm_args: vLLM {version} has no argument {key}.", path, line, hint)
+            elif key in SAID_ELSEWHERE:
+                message = f"vllm_args: what follows from {key} would go by {SAID_ELSEWHERE[key]} all the same."
+                secret = "..." if key == "api-key" else given[key]  # type: ignore[index]
+                yield Problem(message, path, line, f"Say {SAID_ELSEWHERE[key]}: {secret}")
+            elif key in IMPOSSIBLE:
+                yield Problem(f"vllm_args: {key} cannot be set: {IMPOSSIBLE[key]}.", path, line, "Leave it out.")
 
     def environment(self, host: Host, variable: str) -> Iterator[Problem]:
         given = host.variables.get(variable)

@@ -156,13 +156,31 @@ def patience_of(replica: Replica) -> float:
     return float(str(replica.head.setting("vllm_start_timeout") or ADMIT_S))
 
 
-def _seen(fleet: Fleet, replica: Replica) -> Rotation:
-    """What holds for a replica now, by all gateways that know it. Silence for a while is no answer."""
+def unaware(gateways: Sequence[Gateway], replica: Replica) -> list[Host]:
+    """The gateways that send a replica requests which others hold drained: they are new, or were installed anew."""
+    known = [one for one in gateways if replica.name in one.replicas]
+    hosts = [one.host for one in known if not one.replicas[replica.name].by]
+    return hosts if len(hosts) < len(known) else []
+
+
+def spread(gateways: Sequence[Gateway], replica: Replica, by: str) -> None:
+    """Have the gateways that know nothing of a drain hold it as well. Raises GatewayError if one cannot be told."""
+    _demand(_tell(unaware(gateways, replica), "drain", replica.name, by), replica, "drained")
+
+
+def look_again(fleet: Fleet) -> list[Gateway]:
+    """What every gateway has of the replicas. Silence for a while is no answer."""
     deadline = time.monotonic() + HICCUP_S
     gateways = look(fleet)
     while any(one.error and not one.missing for one in gateways) and time.monotonic() < deadline:
         time.sleep(LOOK_S)
         gateways = look(fleet)
+    return gateways
+
+
+def _seen(fleet: Fleet, replica: Replica) -> Rotation:
+    """What holds for a replica now, by all gateways that know it."""
+    gateways = look_again(fleet)
     _demand(gateways, replica, "seen")
     found = standing(gateways, replica.name)
     if found is None:

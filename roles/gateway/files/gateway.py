@@ -163,10 +163,18 @@ def moved(state: str, config: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Put a whole file in place."""
+    """Put a whole file in place, for good: a drain must outlive the loss of power."""
     new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def main(arguments: list[str]) -> int:

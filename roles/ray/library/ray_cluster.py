@@ -24,6 +24,11 @@ options:
     description: For each address, C(host) (its name in the inventory) and C(gpus) (what it must offer).
     type: dict
     required: true
+  tolerated:
+    description: Addresses of other hosts that may be in it for now, since a run will take them out.
+    type: list
+    elements: str
+    default: []
   timeout:
     description: Seconds until all must have joined.
     type: int
@@ -57,9 +62,14 @@ nodes:
 PAUSE_S = 1.0
 
 
-def troubles(members: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
-    """What keeps the cluster from being whole, one sentence for each host."""
-    found = []
+def troubles(members: dict[str, Any], tolerated: list[str], nodes: dict[str, Any]) -> list[str]:
+    """What keeps the cluster from being whole, and itself, one sentence for each host."""
+    strangers = [address for address, node in nodes.items() if node["alive"] and address not in {*members, *tolerated}]
+    found = [
+        f"{address} is in it, which the inventory no longer has: the engine could be placed there. On that host: "
+        "systemctl disable --now ray-worker ray-head vllm"
+        for address in strangers
+    ]
     for address, member in members.items():
         name, node = f"{member['host']} ({address})", nodes.get(address)
         if node is None or not node["alive"]:
@@ -71,14 +81,14 @@ def troubles(members: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
     return found
 
 
-def look(command: str, members: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def look(command: str, members: dict[str, Any], tolerated: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The nodes as they are now, and what is wrong with them."""
     done = run([command], check=False, timeout_s=60)
     if done.rc != 0:
         last = (done.err.strip().splitlines() or ["no answer"])[-1]
         return {}, [f"Its head does not answer: {last}. On this host: journalctl -u ray-head"]
     nodes = json.loads(done.out.splitlines()[-1])
-    return nodes, troubles(members, nodes)
+    return nodes, troubles(members, tolerated, nodes)
 
 
 def main() -> None:
@@ -86,16 +96,17 @@ def main() -> None:
         argument_spec={
             "command": {"type": "path", "required": True},
             "members": {"type": "dict", "required": True},
+            "tolerated": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 180},
         },
         supports_check_mode=True,
     )
-    command, members = module.params["command"], module.params["members"]
+    asked = [module.params[name] for name in ("command", "members", "tolerated")]
     deadline = time.monotonic() + module.params["timeout"]
-    nodes, wrong = look(command, members)
+    nodes, wrong = look(*asked)
     while wrong and time.monotonic() < deadline:
         time.sleep(PAUSE_S)
-        nodes, wrong = look(command, members)
+        nodes, wrong = look(*asked)
     if wrong:
         waited = f"The Ray cluster of this replica is not whole after {module.params['timeout']} s (ray_join_timeout). "
         module.fail_json(msg=waited + " ".join(wrong))

@@ -81,6 +81,17 @@ def run(*arguments: object) -> str:
     return result.output
 
 
+def test_who_presses_ctrl_c_is_told_how_things_are_left(inventory: Path, done: list[str], monkeypatch) -> None:
+    def wait(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restart, "_wait", wait)
+    said = run("restart", inventory, "a")
+    assert f"Start them and take it back:  provision bootstrap {inventory} --limit a" in said
+    monkeypatch.setattr(gateway, "drain", wait)
+    assert f"Back in:  provision serve admit {inventory} b" in run("drain", inventory, "b")
+
+
 def test_drain_says_what_is_in_flight_and_how_to_go_back(inventory: Path, done: list[str]) -> None:
     said = run("drain", inventory, "b")
     assert "b is draining: 2 in flight" in said

@@ -50,6 +50,15 @@ def test_nothing_to_do_is_one_line(told):
     assert told(HostResult("n1"), HostResult("n2")) == ["2 hosts verified in 1.2 s: nothing to change."]
 
 
+def test_what_stays_out_of_rotation_is_said(told):
+    said = told(HostResult("n1", stays_out="run 6"), HostResult("n2"))
+    assert said == [
+        "a stays out of rotation: run 6 drained it, and not all of it stands.",
+        "  To bring it back:  provision bootstrap inventory/prod",
+        "2 hosts verified in 1.2 s: nothing to change.",
+    ]
+
+
 def test_who_answers(told):
     said = told(HostResult("n1", answer=Answer(8, 412)), HostResult("n2"))
     assert said == ["2 hosts verified in 1.2 s: nothing to change. a answers (8 tokens in 412 ms)."]

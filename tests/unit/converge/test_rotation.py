@@ -34,6 +34,8 @@ class World:
         self.broken = ""
         self.missing = False
         self.held = False
+        self.silent = ""
+        self.stands = True
 
     @contextmanager
     def hold(self, replica: Replica) -> Iterator[None]:
@@ -48,6 +50,8 @@ class World:
     def look(self, fleet: Fleet) -> list[Gateway]:
         if self.missing:
             return [Gateway(fleet.gateways[0], {}, "there is no gateway yet", missing=True)]
+        if self.silent:
+            return [Gateway(fleet.gateways[0], {}, self.silent)]
         return [Gateway(fleet.gateways[0], self.states)]
 
     def drain(self, fleet: Fleet, replica: Replica, deadline_s: float, *, by: str) -> Drained:
@@ -84,7 +88,12 @@ def run(tmp_path: Path, world: World, events: list[dict]) -> Rotation:
     fleet = Fleet(
         tmp_path, (tmp_path,), {"gw": host("gw")}, {"gateway": ("gw",)}, (A, B), load_stack(tmp_path), lab=False
     )
-    return Rotation(fleet, Recorder(["gpu-a", "gpu-b"], (), "7", events.append), "7", world.hold)
+    return rotation_of(fleet, world, events)
+
+
+def rotation_of(fleet: Fleet, world: World, events: list[dict], gates: bool = True) -> Rotation:
+    recorder = Recorder(["gpu-a", "gpu-b"], (), "7", events.append)
+    return Rotation(fleet, recorder, "7", world.hold, gates, lambda _replica: world.stands)
 
 
 def failure(run: Rotation, name: str) -> str:
@@ -124,6 +133,79 @@ def test_what_a_run_that_died_left_out_comes_back_and_nothing_else(run: Rotation
     world.states["b"] = gateway.Rotation("down", 0, "L4CON", "run 6")  # its check has not seen it yet
     assert run.come_back([A, B])
     assert world.told == ["hold b", "admit b"]
+
+
+def test_what_another_run_had_no_reason_to_admit_stays_out(run: Rotation, world: World, events: list[dict]) -> None:
+    world.states["b"] = gateway.Rotation("draining", 0, "L7OK", "run 6")  # it generates, but what it should not
+    world.stands = False
+    assert run.come_back([A, B])
+    assert run.come_back([A, B])
+    assert world.told == ["hold b", "hold b"]
+    assert run._recorder.hosts["gpu-b"].stays_out == "run 6"
+    assert [(event["type"], event["replica"], event["by"]) for event in events] == [("replica_stays_out", "b", "run 6")]
+    world.stands = True
+    assert run.come_back([B])
+    assert run._recorder.hosts["gpu-b"].stays_out == ""
+
+
+@pytest.mark.parametrize(("gates", "by", "told"), [(True, "run 7", ["admit b"]), (False, "run 6", ["hold b"])])
+def test_a_run_without_gates_takes_over_no_drain(
+    run: Rotation, world: World, events: list[dict], gates: bool, by: str, told: list[str]
+) -> None:
+    world.states["b"] = gateway.Rotation("draining", 0, "L7OK", "run 6")
+    world.stands = False
+    own = rotation_of(run._fleet, world, events, gates)
+    assert own.leave([B])
+    assert world.states["b"].by == by
+    assert own.come_back([B])
+    assert world.told == ["drain b 600", *told]
+
+
+def test_who_was_taken_out_has_not_come_back_while_no_gateway_answers(
+    run: Rotation, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "HICCUP_S", 0)
+    assert run.leave([A])
+    world.silent = "no route to host."
+    assert run.come_back([B])  # which nobody took out
+    assert not run.come_back([A])
+    assert "Gateway gw: no route to host. So it stays drained." in failure(run, "gpu-a")
+    assert failure(run, "gpu-b") == ""
+
+
+def test_a_gateway_that_is_silent_for_a_moment_is_asked_again(
+    run: Rotation, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.leave([A])
+    world.silent = "no route to host"
+    monkeypatch.setattr(gateway.time, "sleep", lambda _seconds: setattr(world, "silent", ""))
+    assert run.come_back([A])
+    assert world.told == ["drain a 600", "admit a"]
+
+
+@pytest.mark.parametrize(("by", "told"), [("provision serve drain", []), ("run 6", ["hold a"])])
+def test_a_gateway_that_is_new_learns_what_is_drained(
+    run: Rotation, world: World, monkeypatch: pytest.MonkeyPatch, by: str, told: list[str]
+) -> None:
+    drained = gateway.Rotation("draining", 0, "L7OK", by)
+    new = Gateway(host("gw-2"), {name: gateway.Rotation("in", 0, "L7OK") for name in "ab"})
+    old = Gateway(host("gw-1"), {**new.replicas, "a": drained})
+    monkeypatch.setattr(gateway, "look", lambda _fleet: [old, new])
+    spread = []
+    monkeypatch.setattr(gateway, "_tell", lambda hosts, *words: spread.append((hosts[0].name, *words)) or [old])
+    run._known([A])
+    run.tell_all()
+    assert spread == [("gw-2", "drain", "a", by)]
+    assert world.told == told
+
+
+def test_where_all_gateways_know_the_same_none_is_asked_again(
+    run: Rotation, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.states["a"] = gateway.Rotation("draining", 0, "L7OK", "provision serve drain")
+    assert run.come_back([A])
+    monkeypatch.setattr(gateway, "look", lambda _fleet: pytest.fail("there is nothing to tell"))
+    run.tell_all()
 
 
 def test_what_a_run_that_lives_has_drained_is_left_to_it(run: Rotation, world: World) -> None:
@@ -185,6 +267,8 @@ def test_before_the_first_gateway_runs_nothing_is_asked_of_it(run: Rotation, wor
 def test_without_a_gateway_none_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotation.gateway, "look", lambda _fleet: pytest.fail("there is none to look at"))
     fleet = Fleet(tmp_path, (tmp_path,), {}, {}, (A,), load_stack(tmp_path), lab=False)
-    run = Rotation(fleet, Recorder(["gpu-a"], (), "7", lambda _event: None), "7", nullcontext)
+    run = Rotation(
+        fleet, Recorder(["gpu-a"], (), "7", lambda _event: None), "7", nullcontext, True, lambda _replica: True
+    )
     assert run.leave([A])
     assert run.come_back([A])

@@ -23,7 +23,8 @@ from provision.cli.summary import summary
 from provision.content import content_root
 from provision.converge import STAGES, HostResult, Result, bootstrap
 from provision.converge.bootstrap import _Run
-from provision.converge.result import CANARY
+from provision.converge.recorder import Recorder
+from provision.converge.result import CANARY, Failure
 from provision.converge.standing import Standing, decide
 from provision.drift import Finding, HostReceipts, Mended, StageReceipt
 from provision.errors import UsageError
@@ -344,6 +345,17 @@ def test_a_playbook_that_ansible_rejects_is_an_error_of_the_run(content, invento
     result = bootstrap(load_fleet(inventory), limit="n3")
     assert result.exit_code == exits.FAILED
     assert "no_such_module" in (result.error or "")
+
+
+def test_a_playbook_that_breaks_off_is_an_error_of_the_run_whoever_failed_before(tmp_path):
+    recorder = Recorder(["n1", "n2"], ("reach", "host"), "7", lambda _event: None)
+    recorder.refuse("n2", Failure("reach", "ssh", "no route to host", unreachable=True))
+    recorder.runner_event({"event": "playbook_on_stats", "event_data": {}})
+    recorder.end(2)  # the one that could not be reached accounts for it
+    assert recorder.error is None
+    recorder.runner_event({"event": "error", "stdout": "[ERROR]: Unexpected Exception, this was the cause"})
+    recorder.end(250)
+    assert recorder.error == "Unexpected Exception, this was the cause"
 
 
 def interrupt(path: Path, times: int) -> None:

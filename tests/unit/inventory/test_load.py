@@ -219,7 +219,10 @@ def test_data_parallel_counts(make):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (("vllm_data_parallel_size: 2", "vllm_args: {data-parallel-size: 2}"), "vllm_args has data-parallel-size"),
+        (
+            ("vllm_data_parallel_size: 2", "vllm_args: {data-parallel-size: 2}"),
+            "data-parallel-size would go by vllm_data_parallel_size",
+        ),
         (("size: 2", "size: 2\nvllm_executor: ray"), "vllm_executor is ray, and vllm_data_parallel_size is 2"),
         (("size: 8\nvllm_data_parallel_size: 2", "size: 1\nvllm_data_parallel_size: 15"), "cannot share equally"),
     ],
@@ -232,6 +235,22 @@ def test_copies_that_the_hosts_cannot_share(make, changed, said):
 SERVING_DATA_PARALLEL = (
     "hardware_profile: 8xh20-96\nweights_repo: a/b\nvllm_tensor_parallel_size: 8\nvllm_data_parallel_size: 2\n"
 )
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "hint"),
+    [
+        ("{port: 9000}", "what follows from port would go by vllm_port", "Say vllm_port: 9000"),
+        ("{api-key: geheim}", "what follows from api-key would go by vllm_api_key", "Say vllm_api_key: ..."),
+        ("{tensor-parallel-size: 4}", "would go by vllm_tensor_parallel_size", "Say vllm_tensor_parallel_size: 4"),
+        ("{ssl-keyfile: /x}", "ssl-keyfile cannot be set: the gateway ends TLS", "Leave it out."),
+    ],
+)
+def test_arguments_from_which_other_things_follow(make, given, said, hint):
+    text = SERVING_DATA_PARALLEL + f"vllm_args: {given}\n"
+    found = [one for one in problems(make({"group_vars/serving.yml": text})) if said in one.message]
+    assert found
+    assert {(one.line, one.hint) for one in found} == {(5, hint)}
 
 
 def test_hosts_whose_gpus_do_not_compute_hold_one_rank(make):

@@ -44,6 +44,7 @@ class Gateway:
             "gateway_listen": "127.0.0.1",
             "gateway_port": self.port,
             "gateway_metrics_port": 0,
+            "gateway_max_connections": 1000,  # what starts it here may open no more files
             "__gateway_run": str(self.run),
             "__gateway_state": str(self.home / "servers.state"),
             "__gateway_folder": str(self.folder),

@@ -72,7 +72,7 @@ def test_a_head_without_a_token_is_told(token, tmp_path):
 
 
 def test_a_whole_cluster_has_no_troubles(cluster):
-    assert cluster.troubles(MEMBERS, WHOLE) == []
+    assert cluster.troubles(MEMBERS, [], WHOLE) == []
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,16 @@ def test_a_whole_cluster_has_no_troubles(cluster):
     ],
 )
 def test_who_is_missing_is_named(cluster, nodes, word):
-    (trouble,) = cluster.troubles(MEMBERS, nodes)
+    (trouble,) = cluster.troubles(MEMBERS, [], nodes)
     assert word in trouble
+
+
+def test_who_does_not_belong_is_named(cluster):
+    nodes = {**WHOLE, "10.0.0.3": {"alive": True, "gpus": 8, "head": False}}
+    (trouble,) = cluster.troubles(MEMBERS, [], nodes)
+    assert trouble.startswith("10.0.0.3 is in it, which the inventory no longer has")
+    assert cluster.troubles(MEMBERS, ["10.0.0.3"], nodes) == []  # of another replica: it leaves when its turn comes
+    assert cluster.troubles(MEMBERS, [], {**nodes, "10.0.0.3": {**nodes["10.0.0.3"], "alive": False}}) == []
 
 
 def test_waiting_ends_when_all_have_joined(cluster, fake_module, module_end, monkeypatch):
@@ -96,7 +104,9 @@ def test_waiting_ends_when_all_have_joined(cluster, fake_module, module_end, mon
     ]
     monkeypatch.setattr(cluster, "run", lambda *_, **__: answers.pop(0))
     monkeypatch.setattr(cluster, "PAUSE_S", 0)
-    monkeypatch.setattr(cluster, "AnsibleModule", lambda **_: fake_module(command="c", members=MEMBERS, timeout=60))
+    monkeypatch.setattr(
+        cluster, "AnsibleModule", lambda **_: fake_module(command="c", members=MEMBERS, tolerated=[], timeout=60)
+    )
     with pytest.raises(module_end) as end:
         cluster.main()
     assert end.value.result == {"failed": False, "changed": False, "nodes": WHOLE}
@@ -104,7 +114,9 @@ def test_waiting_ends_when_all_have_joined(cluster, fake_module, module_end, mon
 
 def test_time_runs_out(cluster, fake_module, module_end, monkeypatch):
     monkeypatch.setattr(cluster, "run", lambda *_, **__: Ran(1, "", "nothing answers at 10.0.0.1:6379: refused\n"))
-    monkeypatch.setattr(cluster, "AnsibleModule", lambda **_: fake_module(command="c", members=MEMBERS, timeout=0))
+    monkeypatch.setattr(
+        cluster, "AnsibleModule", lambda **_: fake_module(command="c", members=MEMBERS, tolerated=[], timeout=0)
+    )
     with pytest.raises(
         module_end, match=r"not whole after 0 s.*nothing answers at 10.0.0.1:6379.*journalctl -u ray-head"
     ):
