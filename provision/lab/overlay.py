@@ -34,6 +34,7 @@ def world(directory: Path, repository: str, hub: str) -> dict[str, object]:
         "cuda_nccl_tests": False,  # nothing here compiles or runs CUDA code
         "serving_env_build": "cpu",
         "ray_interface": "host0",
+        "gateway_max_connections": 8000,  # simulated hosts open no more files than this machine lets them
     }
     if index.index_url:
         variables["site_python_index_url"] = index.index_url
