@@ -48,10 +48,10 @@ class Rotation:
             seen = gateway.standing(self._seen, replica.name)
             if seen and not seen.by and (seen.state != "in" or gateway.others_serve(self._fleet, self._seen, replica)):
                 self._idle.add(replica.name)
-                self._out.add(replica.name)
                 wait = gateway.deadline_of(self._fleet) if seen.state == "in" else 0.0  # else what it had is lost
                 with suppress(GatewayError):  # nobody is served there, so it may be changed all the same
                     gateway.drain(self._fleet, replica, wait, by=self._by)
+                    self._out.add(replica.name)
 
     def come_back(self, replicas: Iterable[Replica]) -> bool:
         """Admit replicas that runs have drained, this one or one that died; false if one does not come back."""
@@ -60,6 +60,8 @@ class Rotation:
 
     def tell_all(self) -> None:
         """Have gateways that know nothing of a drain, since they are new or were installed anew, hold it as well."""
+        if self._fleet.gateways and not self._seen:  # a run that is about gateways alone
+            self._seen = gateway.look(self._fleet)
         if not any(gateway.unaware(self._seen, replica) for replica in self._fleet.replicas):
             return
         for replica in self._known(self._fleet.replicas):

@@ -193,7 +193,6 @@ def test_a_gateway_that_is_new_learns_what_is_drained(
     monkeypatch.setattr(gateway, "look", lambda _fleet: [old, new])
     spread = []
     monkeypatch.setattr(gateway, "_tell", lambda hosts, *words: spread.append((hosts[0].name, *words)) or [old])
-    run._known([A])
     run.tell_all()
     assert spread == [("gw-2", "drain", "a", by)]
     assert world.told == told
