@@ -43,7 +43,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Wait until every host of the replica has joined
+- name: Wait until every host of the replica has joined, and no other
   ray_cluster:
     command: /opt/provision/bin/ray-nodes
     members:
@@ -67,7 +67,7 @@ def troubles(members: dict[str, Any], tolerated: list[str], nodes: dict[str, Any
     strangers = [address for address, node in nodes.items() if node["alive"] and address not in {*members, *tolerated}]
     found = [
         f"{address} is in it, which the inventory no longer has: the engine could be placed there. On that host: "
-        "systemctl disable --now ray-worker ray-head vllm"
+        "systemctl disable --now ray-worker"
         for address in strangers
     ]
     for address, member in members.items():
