@@ -127,6 +127,23 @@ def test_what_a_person_drained_stays_drained(fleet: Fleet, first: Run) -> None:
     assert fleet.rotation() == dict.fromkeys(REPLICAS, "in")
 
 
+def test_one_that_answers_wrongly_is_not_admitted_by_a_run_about_something_else(fleet: Fleet, first: Run) -> None:
+    expected = fleet.site.directory / "group_vars/all.yml"
+    fleet.site.variables("group_vars/all.yml", "vllm_canary_answer: forty-two\n")
+    with fleet.clients() as clients:
+        failed = fleet.site.bootstrap(code=1)
+        assert "for a completion it" in failed.text
+        assert fleet.rotation() == {"g_a": "draining", "g_b": "in"}
+        other = fleet.site.run("bootstrap", fleet.site.directory, "--stage", "gateway")
+        assert "g_a stays out of rotation:" in other.text
+        assert fleet.rotation() == {"g_a": "draining", "g_b": "in"}
+        expected.unlink()
+        fleet.site.bootstrap()
+    assert fleet.rotation() == dict.fromkeys(REPLICAS, "in")
+    assert clients.failed() == []
+    assert fleet.site.bootstrap().changes() == {}
+
+
 def test_a_restart_fails_no_request(fleet: Fleet, first: Run) -> None:
     before = fleet.processes()
     with fleet.clients() as clients:
